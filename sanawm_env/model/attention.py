@@ -1,0 +1,220 @@
+"""Self-attention of the denoiser: main and camera branch, as recurrent (GDN) or softmax block (spec dit.md 3.6 - 3.9).
+
+Letters: B worlds, T latent frames, S tokens a frame, N heads, D head width, C = N D, K chunks of the call.
+A block's memory is a dict of tensors with the batch first; `after` dicts carry one more axis, the chunks: [B, K, ...].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sanawm_env.kernels.gated_delta import gated_delta, normalised_gated_delta
+from sanawm_env.model.chunks import ChunkGrid
+from sanawm_env.model.config import DenoiserConfig
+from sanawm_env.model.embeddings import RayEncoding, RMSNorm, Rotation, downscale, padded_linear
+from sanawm_env.model.feed_forward import Memory
+from sanawm_env.model.window import WindowReader
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Positions and rays of one call, shared by its blocks.
+
+    rotation, rays: of the call's own tokens. still_rotation, still_rays: the same with temporal angle 0, for keys that are stored before
+    their temporal rotation. position: [B, T] absolute latent index.
+    """
+
+    position: Tensor
+    rotation: Rotation
+    rays: RayEncoding
+    still_rotation: Rotation
+    still_rays: RayEncoding
+
+
+class SelfAttention(nn.Module):
+    """Parameters and output path that recurrent and softmax blocks share; subclasses say how tokens mix."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        width, heads = config.hidden_size, config.heads
+        self.config, self.heads = config, heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_norm, self.k_norm = RMSNorm(width, 1e-5), RMSNorm(width, 1e-5)
+        self.beta_proj, self.gate_proj = nn.Linear(width, heads), nn.Linear(width, heads)
+        self.A_log, self.dt_bias = nn.Parameter(torch.zeros(heads)), nn.Parameter(torch.zeros(heads))
+        self.register_buffer("recall_gate", torch.zeros(1))  # in every public checkpoint, read by nobody
+        self.output_gate, self.proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.q_proj_cam, self.k_proj_cam = nn.Linear(width, width), nn.Linear(width, width)
+        self.v_proj_cam, self.out_proj_cam = nn.Linear(width, width), nn.Linear(width, width)
+        self.q_norm_cam, self.k_norm_cam = RMSNorm(width, 1e-5), RMSNorm(width, 1e-5)
+
+    def forward(
+        self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
+    ) -> tuple[Tensor, Memory]:
+        """u [B, T, S, C] modulated tokens. Returns the block's output and, if asked for, its memory after each chunk."""
+        main, camera, after = self.mix(u, geometry, chunks, memory, collect=collect)
+        mixed = main.flatten(-2).to(u.dtype) + self.out_proj_cam(camera.flatten(-2).to(u.dtype))
+        gated = mixed.float() * functional.silu(self.output_gate(u).float())
+        return self.proj(gated.to(u.dtype)), after
+
+    def mix(
+        self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
+    ) -> tuple[Tensor, Tensor, Memory]:
+        """Main and camera outputs [B, T, S, N, D] before their projections, and the memory after each chunk."""
+        raise NotImplementedError
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))
+
+
+class ShortConvolution(nn.Module):
+    """Depthwise filter over time, causal across chunks plus its mirror image inside the chunk (spec dit.md 3.6)."""
+
+    def __init__(self, width: int, taps: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, 1, taps))
+
+    def forward(self, x: Tensor, tail: Tensor, chunks: ChunkGrid, *, crossing: bool) -> Tensor:
+        """x [B, T, S, C]; tail [B, taps - 1, S, C], the frames before. Without `crossing`, no chunk sees another."""
+        taps = self.weight.shape[-1]
+        frames = x.shape[1]
+        weights = self.weight[:, 0].unbind(-1)
+        extended = torch.cat([tail.to(x.dtype), x], dim=1)
+        y = weights[-1] * x
+        for shift in range(1, taps):
+            weight = weights[taps - 1 - shift]
+            past = extended[:, taps - 1 - shift : taps - 1 - shift + frames]
+            y = y + weight * (past if crossing else _masked(past, chunks.same_chunk(-shift)))
+            inside = chunks.same_chunk(shift)
+            if any(inside):
+                y = y + weight * _masked(torch.roll(x, -shift, dims=1), inside)
+        return y
+
+
+class GatedDeltaAttention(SelfAttention):
+    """Frame-wise gated delta rule with carried state (spec dit.md 3.8).
+
+    Memory: state [B, N, D, D], normaliser [B, N, D], camera_state [B, N, D, D], fp32; k_tail, k_cam_tail [B, taps - 1, S, C].
+    """
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__(config)
+        self.conv_k = ShortConvolution(config.hidden_size, config.conv_kernel)
+        self.conv_k_cam = ShortConvolution(config.hidden_size, config.conv_kernel)
+
+    def mix(
+        self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
+    ) -> tuple[Tensor, Tensor, Memory]:
+        beta = self.beta_proj(u).float().sigmoid()
+        decay = self._decay(u)
+        main, after = self._main(u, beta, decay, geometry, chunks, memory, collect=collect)
+        camera, camera_after = self._camera(u, beta, decay, geometry, chunks, memory, collect=collect)
+        return main, camera, after | camera_after
+
+    def _decay(self, u: Tensor) -> Tensor:
+        step = functional.softplus(padded_linear(self.gate_proj, u.mean(dim=2)).float() + self.dt_bias.float())
+        return torch.exp(-self.A_log.float().exp() * step)
+
+    def _main(
+        self, u: Tensor, beta: Tensor, decay: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
+    ) -> tuple[Tensor, Memory]:
+        q, raw_k, v = self.qkv(u).chunk(3, dim=-1)
+        k = self.conv_k(raw_k, memory["k_tail"], chunks, crossing=True)
+        q = functional.relu(self.split_heads(self.q_norm(q)).float())
+        k = functional.relu(self.split_heads(self.k_norm(k)).float()) * self._key_scale(u)
+        rotation = geometry.rotation if self.config.gdn_time_rope else geometry.still_rotation
+        out, state, normaliser = normalised_gated_delta(
+            q, k, rotation(q), rotation(k), self.split_heads(v), beta, decay, memory["state"], memory["normaliser"], chunks.lengths
+        )
+        after = {"state": state, "normaliser": normaliser, "k_tail": _tails(raw_k, memory["k_tail"], chunks)} if collect else {}
+        return out, after
+
+    def _camera(
+        self, u: Tensor, beta: Tensor, decay: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
+    ) -> tuple[Tensor, Memory]:
+        rays = geometry.rays if self.config.gdn_time_rope else geometry.still_rays
+        raw_k = self.k_proj_cam(u)
+        k = self.conv_k_cam(raw_k, memory["k_cam_tail"], chunks, crossing=self.config.switches.camera_conv_cached)
+        q = functional.relu(self.split_heads(self.q_norm_cam(self.q_proj_cam(u))).float())
+        k = functional.relu(self.split_heads(self.k_norm_cam(k)).float()) * self._key_scale(u)
+        v = self.split_heads(self.v_proj_cam(u)).float()
+        seen_q, seen_k, seen_v = rays.query(q), rays.key(k), rays.key(v)
+        if self.config.switches.downscale_gdn:
+            seen_q, seen_k, seen_v = downscale(seen_q, q), downscale(seen_k, k), downscale(seen_v, v)
+        discounted = beta / _inflation(seen_k, k).clamp_min(1.0)
+        out, state = gated_delta(seen_q, seen_k, seen_v, discounted, decay, memory["camera_state"], chunks.lengths)
+        after = {"camera_state": state, "k_cam_tail": _tails(raw_k, memory["k_cam_tail"], chunks)} if collect else {}
+        return rays.output(out), after
+
+    def _key_scale(self, u: Tensor) -> float:
+        # Keeps one frame of S tokens a contraction (spec training.md 1.3).
+        return (self.config.head_dim * u.shape[2]) ** -0.5
+
+
+class SoftmaxAttention(SelfAttention):
+    """Softmax over the current chunk, the sink and the previous chunks (spec dit.md 3.9 and 4.5).
+
+    Memory: sink_<x> [B, 1 + n, S, N, D] and previous_<x> [B, slots n, S, N, D] for x in k, v (main), ke, ve (camera). With a sink span the
+    sink's k, ke, ve are stored before their temporal rotation and turned on reading.
+    """
+
+    def mix(
+        self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
+    ) -> tuple[Tensor, Tensor, Memory]:
+        q, k, v = (self.split_heads(x) for x in self.qkv(u).chunk(3, dim=-1))
+        q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
+        qc = self._normed(self.split_heads(self.q_proj_cam(u)), self.q_norm_cam)
+        kc = self._normed(self.split_heads(self.k_proj_cam(u)), self.k_norm_cam)
+        vc = self.split_heads(self.v_proj_cam(u))
+        queries = self._cast(u, q=geometry.rotation(q), qe=self._seen(geometry.rays.query(qc), qc))
+        keys = self._keys(u, k, v, kc, vc, geometry.rotation, geometry.rays)
+        sink = memory
+        if chunks.opening:
+            first = slice(0, chunks.lengths[0])
+            sink = {f"sink_{name}": x[:, first] for name, x in keys.items()}
+            if self.config.sink_span is not None:
+                still = self._keys(u, k, v, kc, vc, geometry.still_rotation, geometry.still_rays)
+                sink = {f"sink_{name}": x[:, first] for name, x in still.items()}
+        reader = WindowReader(self.config, geometry.position, chunks, keys, sink, memory)
+        scale = {"head": self.config.head_dim**-0.5, "pad128": (-(-self.config.head_dim // 128) * 128) ** -0.5}
+        main = reader.attend(queries["q"], "k", "v", scale[self.config.switches.scale_main])
+        camera = reader.attend(queries["qe"], "ke", "ve", scale[self.config.switches.scale_camera])
+        return main, geometry.rays.output(camera), reader.after() if collect else {}
+
+    def _keys(
+        self, u: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor, rotation: Rotation, rays: RayEncoding
+    ) -> dict[str, Tensor]:
+        return self._cast(u, k=rotation(k), v=v, ke=self._seen(rays.key(kc), kc), ve=self._seen(rays.key(vc), vc))
+
+    def _normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        return self.split_heads(norm(x.flatten(-2)))
+
+    def _seen(self, encoded: Tensor, plain: Tensor) -> Tensor:
+        return downscale(encoded, plain) if self.config.switches.downscale_softmax else encoded
+
+    def _cast(self, u: Tensor, **tensors: Tensor) -> dict[str, Tensor]:
+        dtype = torch.get_autocast_dtype(u.device.type) if torch.is_autocast_enabled(u.device.type) else u.dtype
+        return {name: x.to(dtype) for name, x in tensors.items()}
+
+
+def _masked(x: Tensor, frames: list[bool]) -> Tensor:
+    return torch.where(torch.tensor(frames, device=x.device)[None, :, None, None], x, 0)
+
+
+def _tails(x: Tensor, tail: Tensor, chunks: ChunkGrid) -> Tensor:
+    """Last frames of [old tail; x] at the end of each chunk, [B, K, taps - 1, S, C]."""
+    length = tail.shape[1]
+    extended = torch.cat([tail.to(x.dtype), x], dim=1)
+    return torch.stack([extended[:, end : end + length] for end in chunks.ends], dim=1)
+
+
+def _inflation(seen: Tensor, plain: Tensor) -> Tensor:
+    """Mean over a frame's tokens of how much the ray transform stretched the squared keys, [B, T, 1, N]."""
+    stretched, before = (torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-6) for x in (seen, plain))
+    return (stretched / before).square().mean(dim=2, keepdim=True)
+
+

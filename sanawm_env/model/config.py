@@ -1,0 +1,178 @@
+"""Configuration of a world model: denoiser, its behaviour switches, autoencoder and units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sanawm_env.errors import ConfigError, nearest
+from sanawm_env.model.autoencoder import AutoencoderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behaviour:
+    """Arithmetic in which the public implementations differ on equal weights (spec dit.md 0.3).
+
+    A softmax scale of "head" is head_dim ** -0.5; "pad128" is the scale of a head zero-padded to a multiple of 128 lanes.
+    """
+
+    downscale_gdn: bool
+    downscale_softmax: bool
+    scale_main: Literal["head", "pad128"]
+    scale_camera: Literal["head", "pad128"]
+    camera_conv_cached: bool
+
+
+BEHAVIOURS = {
+    "diffusers": Behaviour(
+        downscale_gdn=True, downscale_softmax=True, scale_main="head", scale_camera="pad128", camera_conv_cached=False
+    ),
+    "sglang_dense": Behaviour(
+        downscale_gdn=True, downscale_softmax=True, scale_main="head", scale_camera="head", camera_conv_cached=False
+    ),
+    "sglang_stream": Behaviour(
+        downscale_gdn=True, downscale_softmax=True, scale_main="pad128", scale_camera="pad128", camera_conv_cached=False
+    ),
+    "nvlabs_release_stream": Behaviour(
+        downscale_gdn=False, downscale_softmax=False, scale_main="pad128", scale_camera="pad128", camera_conv_cached=False
+    ),
+    "nvlabs_train": Behaviour(
+        downscale_gdn=False, downscale_softmax=False, scale_main="head", scale_camera="head", camera_conv_cached=True
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserConfig:
+    """Shape of a SANA-WM denoiser; the defaults are the released 2.66 B model (spec dit.md 1.1).
+
+    caption_channels: width of text embeddings, None for a model without text. chunk_latents: latent frames a chunk; the first chunk has
+    one more. window_chunks: chunks whose keys softmax blocks read beside the current one, the sink (chunk 0) among them; None keeps all,
+    which only the one-pass execution can. sink_span: latent frames beyond which the sink's distance no longer grows, None for no limit.
+    gdn_time_rope: whether the recurrent blocks rotate by the frame index (off makes their memory independent of age).
+    prediction: what the final layer gives, the velocity (noise - clean) or the clean latents.
+    """
+
+    in_channels: int = 128
+    hidden_size: int = 2240
+    depth: int = 20
+    head_dim: int = 112
+    softmax_every_n: int = 4
+    conv_kernel: int = 4
+    mlp_ratio: float = 3.0
+    plucker_channels: int = 48
+    caption_channels: int | None = 2304
+    cross_heads: int = 20
+    chunk_latents: int = 3
+    window_chunks: int | None = 2
+    sink_span: int | None = None
+    gdn_time_rope: bool = True
+    prediction: Literal["velocity", "clean"] = "velocity"
+    behaviour: str = "nvlabs_train"
+
+    def __post_init__(self) -> None:
+        if self.behaviour not in BEHAVIOURS:
+            raise ConfigError(f"behaviour is {self.behaviour!r}; {nearest(self.behaviour, BEHAVIOURS)}")
+        if self.hidden_size % self.head_dim or self.head_dim % 8:
+            raise ConfigError(
+                f"head_dim is {self.head_dim} for hidden_size {self.hidden_size}; it must be a multiple of 8 that divides hidden_size."
+            )
+        if self.chunk_latents < 2:
+            raise ConfigError(f"chunk_latents is {self.chunk_latents}, allowed >= 2: one frame leaves the backward scan unused.")
+        if self.window_chunks is not None and self.window_chunks < 2:
+            raise ConfigError(f"window_chunks is {self.window_chunks}, allowed >= 2 (sink and previous chunk) or None.")
+
+    @property
+    def heads(self) -> int:
+        return self.hidden_size // self.head_dim
+
+    @property
+    def switches(self) -> Behaviour:
+        return BEHAVIOURS[self.behaviour]
+
+    @property
+    def previous_latents(self) -> int:
+        """Latent frames of the window's slots for chunks other than the sink."""
+        if self.window_chunks is None:
+            raise ConfigError("window_chunks is None: streaming needs a finite window; set it to 2 or more.")
+        return (self.window_chunks - 1) * self.chunk_latents
+
+    def is_softmax(self, block: int) -> bool:
+        return (block + 1) % self.softmax_every_n == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """One world model: its parts, its clock and its units.
+
+    fps: frames a second of world time. height, width: frame size in pixels. intrinsics: default (fx, fy, cx, cy) in frame pixels.
+    timesteps: noise levels of the few-step sampler, 1 .. 1000, falling. units_per_metre: model units a metre, None when unknown.
+    """
+
+    name: str
+    fps: float
+    height: int
+    width: int
+    intrinsics: tuple[float, float, float, float]
+    timesteps: tuple[int, ...]
+    units_per_metre: float | None
+    denoiser: DenoiserConfig
+    autoencoder: AutoencoderConfig
+
+    def __post_init__(self) -> None:
+        falling = all(a > b for a, b in zip(self.timesteps, self.timesteps[1:], strict=False))
+        if not self.timesteps or not falling or not 0 < self.timesteps[-1] <= self.timesteps[0] <= 1000:
+            raise ConfigError(f"timesteps are {self.timesteps}, allowed is a falling list within 1 .. 1000.")
+        if self.height % self.spatial_stride or self.width % self.spatial_stride:
+            raise ConfigError(
+                f"frame size is {self.height}x{self.width}, allowed are multiples of the spatial stride {self.spatial_stride}."
+            )
+
+    @property
+    def temporal_stride(self) -> int:
+        return self.autoencoder.temporal_stride
+
+    @property
+    def spatial_stride(self) -> int:
+        return self.autoencoder.spatial_stride
+
+    @property
+    def chunk_latents(self) -> int:
+        return self.denoiser.chunk_latents
+
+    @property
+    def frames_per_chunk(self) -> int:
+        return self.chunk_latents * self.temporal_stride
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the latent grid."""
+        return self.height // self.spatial_stride, self.width // self.spatial_stride
+
+
+def tiny_config() -> WorldConfig:
+    """A world that builds and steps within a second, for tests: 32x40 frames, the Rooms strides, chunks of two latents."""
+    denoiser = DenoiserConfig(
+        in_channels=8,
+        hidden_size=32,
+        depth=3,
+        head_dim=16,
+        softmax_every_n=2,
+        mlp_ratio=2.0,
+        plucker_channels=24,
+        caption_channels=None,
+        chunk_latents=2,
+        sink_span=6,
+        prediction="clean",
+    )
+    return WorldConfig(
+        name="tiny",
+        fps=10.0,
+        height=32,
+        width=40,
+        intrinsics=(25.0, 25.0, 19.5, 15.5),
+        timesteps=(1000, 600),
+        units_per_metre=1.0,
+        denoiser=denoiser,
+        autoencoder=AutoencoderConfig(latent_channels=8, encoder_widths=(8, 16), decoder_widths=(8, 16)),
+    )

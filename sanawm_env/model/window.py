@@ -1,0 +1,136 @@
+"""The softmax blocks' window: what each chunk reads, and what is kept for the chunks that follow (spec dit.md 4.5 and 4.6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sanawm_env.errors import ConfigError
+from sanawm_env.kernels.window_attention import window_attention
+from sanawm_env.model.chunks import ChunkGrid, previous_chunks
+from sanawm_env.model.config import DenoiserConfig
+from sanawm_env.model.embeddings import RotaryFrequencies
+
+NAMES = ("k", "v", "ke", "ve")
+
+
+@dataclass(frozen=True)
+class WindowReader:
+    """Keys and values that the chunks of one call read, laid out as [current | sink | previous].
+
+    position: [B, T]. keys: this call's k, v, ke, ve, [B, T, S, N, D]. sink: sink_<x> of the world, from this call when it opens the
+    world. memory: holds previous_<x> when the call continues the world.
+    """
+
+    config: DenoiserConfig
+    position: Tensor
+    chunks: ChunkGrid
+    keys: dict[str, Tensor]
+    sink: dict[str, Tensor]
+    memory: dict[str, Tensor]
+
+    @property
+    def _slots(self) -> int | None:
+        window = self.config.window_chunks
+        return None if window is None else window - 1
+
+    def attend(self, q: Tensor, key: str, value: str, scale: float) -> Tensor:
+        """Attention of each chunk's queries q [B, T, S, N, D] over its window; returns the same shape."""
+        if not self.chunks.opening:
+            return self._continue(q, key, value, scale)
+        parts = [self._group(q, key, value, scale, group) for group in self._groups()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _continue(self, q: Tensor, key: str, value: str, scale: float) -> Tensor:
+        tokens, heads, width = q.shape[2:]
+        start = self.position[:, 0]
+        k, v = (
+            torch.cat([self.keys[name], self._turned(name, self.sink[f"sink_{name}"], start), self.memory[f"previous_{name}"]], dim=1)
+            for name in (key, value)
+        )
+        own = self.chunks.frames + self.sink[f"sink_{key}"].shape[1]
+        lengths = tuple((own + filled * self.config.chunk_latents) * tokens for filled in self.chunks.filled)
+        out = window_attention(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), lengths, scale)
+        return out.unflatten(1, (-1, tokens)).reshape(*q.shape[:2], tokens, heads, width)
+
+    def _groups(self) -> list[list[int]]:
+        """Runs of chunks of this call with equally many queries and keys: each run is one attention call."""
+        groups: list[list[int]] = []
+        shapes: list[tuple[int, int]] = []
+        for chunk, length in enumerate(self.chunks.lengths):
+            shape = (length, len(self._previous_frames(chunk)) if chunk else -1)
+            if shapes and shapes[-1] == shape:
+                groups[-1].append(chunk)
+            else:
+                groups.append([chunk])
+                shapes.append(shape)
+        return groups
+
+    def _previous_frames(self, chunk: int) -> list[int]:
+        return [frame for index in previous_chunks(chunk, self._slots) for frame in self.chunks.frames_of(index)]
+
+    def _group(self, q: Tensor, key: str, value: str, scale: float, group: list[int]) -> Tensor:
+        begin, end = self.chunks.starts[group[0]], self.chunks.ends[group[-1]]
+        count = len(group)
+
+        def folded(x: Tensor) -> Tensor:
+            return x.unflatten(1, (count, -1)).flatten(0, 1).flatten(1, 2)
+
+        k, v = (self._window(name, group, begin, end) for name in (key, value))
+        lengths = (k.shape[1],) * k.shape[0]
+        out = window_attention(folded(q[:, begin:end]), k, v, lengths, scale)
+        return out.reshape(q.shape[0], end - begin, *q.shape[2:])
+
+    def _window(self, name: str, group: list[int], begin: int, end: int) -> Tensor:
+        """Keys of a run of chunks, [B G, tokens, N, D]."""
+        count = len(group)
+        parts = [self.keys[name][:, begin:end].unflatten(1, (count, -1)).flatten(0, 1)]
+        if group[0] > 0:
+            start = self.position[:, [self.chunks.starts[chunk] for chunk in group]].flatten()
+            sink = self.sink[f"sink_{name}"]
+            parts.append(self._turned(name, sink[:, None].expand(-1, count, *sink.shape[1:]).flatten(0, 1), start))
+            frames = [frame for chunk in group for frame in self._previous_frames(chunk)]
+            if frames:
+                parts.append(self.keys[name][:, frames].unflatten(1, (count, -1)).flatten(0, 1))
+        return torch.cat(parts, dim=1).flatten(1, 2)
+
+    def _turned(self, name: str, sink: Tensor, start: Tensor) -> Tensor:
+        """Sink keys as a chunk starting at latent `start` [B] sees them: never farther than `sink_span` frames behind."""
+        span = self.config.sink_span
+        if span is None or name == "v":
+            return sink
+        camera = name in ("ke", "ve")
+        frames = torch.arange(sink.shape[1], device=sink.device)
+        position = frames[None] + (start - span).clamp_min(0)[:, None]
+        rotation = RotaryFrequencies(self.config.head_dim).time_rotation(position, camera=camera)
+        first = self.config.head_dim // 2 if camera else 0
+        last = first + 2 * rotation.cos.shape[-1]
+        return torch.cat([sink[..., :first], rotation(sink[..., first:last]).to(sink.dtype), sink[..., last:]], dim=-1)
+
+    def after(self) -> dict[str, Tensor]:
+        """Sink and previous slots as the next chunk will read them, after each chunk of the call: [B, K, frames, S, N, D]."""
+        kept = {}
+        for name in NAMES:
+            sink = self.sink[f"sink_{name}"]
+            kept[f"sink_{name}"] = sink[:, None].expand(-1, len(self.chunks.lengths), *sink.shape[1:])
+            kept[f"previous_{name}"] = self._previous_after(name)
+        return kept
+
+    def _previous_after(self, name: str) -> Tensor:
+        keys, slots = self.keys[name], self._slots
+        if slots is None:
+            raise ConfigError("window_chunks is None: only the one-pass execution can keep every chunk; set it to 2 or more.")
+        length = self.config.chunk_latents
+        if not self.chunks.opening:
+            old = self.memory[f"previous_{name}"].unflatten(1, (slots, length))
+            taken = torch.tensor([[slot == s for s in range(slots)] for slot in self.chunks.slot], device=keys.device)
+            return torch.where(taken[:, :, None, None, None, None], keys[:, None], old).flatten(1, 2)[:, None]
+        rows = []
+        for chunk in range(len(self.chunks.lengths)):
+            frames = [frame for index in previous_chunks(chunk + 1, slots) for frame in self.chunks.frames_of(index)]
+            missing = slots * length - len(frames)
+            empty = keys.new_zeros(keys.shape[0], missing, *keys.shape[2:])
+            rows.append(torch.cat([keys[:, frames], empty], dim=1))
+        return torch.stack(rows, dim=1)

@@ -1,0 +1,229 @@
+"""The one path along which a world advances: `initial` starts worlds from pictures, `step` moves them by one chunk.
+
+No Gymnasium, no files, no globals: weights and config are in `WorldModel`, everything that outlives a step is in `WorldState`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sanawm_env.camera import check_rigid, relative_poses
+from sanawm_env.conditioning import Conditioning, condition
+from sanawm_env.errors import SceneError, StateError
+from sanawm_env.kernels.philox import normal
+from sanawm_env.model.autoencoder import Autoencoder, to_uint8
+from sanawm_env.model.chunks import ChunkGrid, next_chunk
+from sanawm_env.model.config import WorldConfig
+from sanawm_env.model.denoiser import Denoiser, last_memory
+from sanawm_env.model.initialise import randomise
+from sanawm_env.model.sampler import denoise
+from sanawm_env.state import StepOutput, WorldState
+
+
+class WorldModel:
+    """Weights and configuration of a world; shared between worlds and never changed by a step.
+
+    fingerprint: SHA-256 of the bundle the weights came from, "" for a model made in memory.
+    """
+
+    def __init__(self, config: WorldConfig, denoiser: Denoiser, autoencoder: Autoencoder, fingerprint: str = "") -> None:
+        self.config = config
+        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def random(cls, config: WorldConfig, seed: int = 0, device: torch.device | str = "cpu") -> WorldModel:
+        """A model with random weights, for tests and for measuring speed."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            denoiser, autoencoder = Denoiser(config.denoiser), Autoencoder(config.autoencoder)
+        randomise(denoiser, generator)
+        return cls(config, denoiser.to(device), autoencoder.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.denoiser.x_embedder.proj.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.denoiser.dtype
+
+    def empty_state(self, batch: int, *, decoder: bool = True) -> WorldState:
+        """A state of the right shapes in which nothing has happened yet."""
+        config, grid = self.config, self.config.grid
+        identity = torch.eye(4, dtype=torch.float64).expand(batch, 4, 4)
+        whole = torch.zeros(batch, dtype=torch.int64)
+        cache = self.autoencoder.initial_cache(batch, *grid, self.dtype, self.device) if decoder else None
+        return WorldState(
+            chunk=whole.clone(),
+            seed=whole.clone(),
+            horizon=whole - 1,
+            origin=identity.clone(),
+            pose=identity.clone(),
+            intrinsics=torch.tensor(config.intrinsics).expand(batch, 4).clone(),
+            first_latent=torch.zeros(batch, config.denoiser.in_channels, *grid, device=self.device),
+            memory=self.denoiser.memory(batch, grid, device=self.device, dtype=self.dtype),
+            decoder=cache,
+            fingerprint=self.fingerprint,
+            frames_per_chunk=config.frames_per_chunk,
+        )
+
+
+@torch.no_grad()
+def initial(
+    model: WorldModel,
+    images: Tensor | np.ndarray,
+    *,
+    seeds: Sequence[int] | Tensor,
+    poses: Tensor | np.ndarray | None = None,
+    intrinsics: Tensor | np.ndarray | None = None,
+    horizon: int | None = None,
+) -> tuple[WorldState, StepOutput]:
+    """Worlds that start at the given pictures.
+
+    images: uint8 [B, H, W, 3] RGB. seeds: [B], each world's noise. poses: [B, 4, 4] camera-to-world of the pictures in the caller's world
+    (identity by default). intrinsics: [B, 4] in frame pixels (the bundle's by default). horizon: frames after which an episode is cut.
+    Returns the state and the first frame as the autoencoder shows it, frames [B, 1, H, W, 3]. Raises SceneError or PoseError.
+    """
+    pictures = _check_images(model.config, images)
+    batch = pictures.shape[0]
+    state = model.empty_state(batch)
+    state.seed = _per_world("seeds", torch.as_tensor(seeds, dtype=torch.int64), batch, ())
+    if poses is not None:
+        state.origin = check_rigid(_per_world("poses", torch.as_tensor(poses, dtype=torch.float64), batch, (4, 4)))
+    state.pose = state.origin.clone()
+    if intrinsics is not None:
+        state.intrinsics = _per_world("intrinsics", torch.as_tensor(intrinsics, dtype=torch.float32), batch, (4,))
+    if horizon is not None:
+        state.horizon = torch.full((batch,), int(horizon), dtype=torch.int64)
+    pixels = pictures.to(model.device).permute(0, 3, 1, 2)[:, :, None].to(model.dtype) / 127.5 - 1
+    latents = model.autoencoder.encode(pixels).float()
+    state.first_latent = latents[:, 0]
+    shown, state.decoder = model.autoencoder.decode(latents.to(model.dtype), state.decoder)
+    return state, StepOutput(to_uint8(shown), latents, state.pose[:, None].clone())
+
+
+@torch.no_grad()
+def step(
+    model: WorldModel, state: WorldState, poses: Tensor | np.ndarray, *, noise: Tensor | None = None, decode: bool = True
+) -> tuple[WorldState, StepOutput]:
+    """Every world advanced by one chunk along the given camera poses; spends `state`.
+
+    poses: [B, F, 4, 4] camera-to-world in the caller's world; row k is where new frame k is seen. noise: [B, n, channels, h, w] instead of
+    each world's own, for parity tests. decode=False gives latents only and a state of the "plan" tier.
+    Raises PoseError, SpentStateError, or StateError when frames are asked of a "plan" state. On any error the state stays as it was.
+    """
+    state.check_usable()
+    path = _check_step(model, state, poses, decode)
+    groups = [rows for opening in (True, False) if (rows := ((state.chunk == 0) == opening).nonzero()[:, 0]).numel()]
+    if len(groups) == 1:
+        advanced, output = _advance(model, state, path, noise, decode)
+    else:
+        parts = [_advance(model, state.select(rows), path[rows], None if noise is None else noise[rows], decode) for rows in groups]
+        advanced, output = _merge(torch.cat(groups).argsort(), parts)
+    state.spend()
+    return advanced, output
+
+
+def _advance(
+    model: WorldModel, state: WorldState, path: Tensor, noise: Tensor | None, decode: bool
+) -> tuple[WorldState, StepOutput]:
+    """`step` for worlds that all open or all continue."""
+    config = model.config
+    slots = config.denoiser.previous_latents // config.chunk_latents
+    chunks = next_chunk(config.chunk_latents, tuple(state.chunk.tolist()), slots)
+    given = told(model, state, path, chunks)
+    if noise is None:
+        shape = (config.chunk_latents, config.denoiser.in_channels, *config.grid)
+        noise = normal(state.seed, state.chunk, 0, shape, device=model.device)
+    clean = state.first_latent[:, None] if chunks.opening else None
+    latents = denoise(model.denoiser, config.timesteps, noise.to(model.device), given, chunks, state.memory, clean)
+    # What later chunks read always comes from one more pass over the finished latents at noise level 0.
+    quiet = torch.zeros(latents.shape[:2], device=model.device)
+    _, after = model.denoiser(latents, quiet, given, chunks, state.memory, collect=True)
+    new = latents[:, -config.chunk_latents :]
+    frames, cache = None, None
+    if decode:
+        pixels, cache = model.autoencoder.decode(new.to(model.dtype), state.decoder)
+        frames = to_uint8(pixels)
+    advanced = WorldState(
+        chunk=state.chunk + 1,
+        seed=state.seed,
+        horizon=state.horizon,
+        origin=state.origin,
+        pose=path[:, -1].clone(),
+        intrinsics=state.intrinsics,
+        first_latent=state.first_latent,
+        memory=last_memory(after),
+        decoder=cache,
+        fingerprint=state.fingerprint,
+        frames_per_chunk=state.frames_per_chunk,
+    )
+    return advanced, StepOutput(frames, new, path)
+
+
+def told(model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid) -> Conditioning:
+    """Conditioning of the next chunk: rays relative to each world's first camera, in model units, on the model's device."""
+    config = model.config
+    whole = torch.cat([state.pose[:, None], path], dim=1) if chunks.opening else path
+    seen = relative_poses(state.origin, whole)
+    seen[..., :3, 3] *= config.units_per_metre or 1.0
+    start = torch.where(state.chunk == 0, 0, 1 + config.chunk_latents * state.chunk)
+    position = start[:, None] + torch.arange(chunks.frames)
+    return condition(
+        seen.float().to(model.device),
+        state.intrinsics.to(model.device),
+        position.to(model.device),
+        temporal_stride=config.temporal_stride,
+        spatial_stride=config.spatial_stride,
+        grid=config.grid,
+        first=chunks.opening,
+    )
+
+
+def _merge(order: Tensor, parts: list[tuple[WorldState, StepOutput]]) -> tuple[WorldState, StepOutput]:
+    """Rows of several calls back in the order of the batch."""
+    states, outputs = zip(*parts, strict=True)
+    flat = [state.tensors() for state in states]
+    merged = states[0].map(lambda name, _: torch.cat([tensors[name] for tensors in flat])[order.to(flat[0][name].device)])
+
+    def joined(tensors: list[Tensor]) -> Tensor:
+        return torch.cat(tensors)[order.to(tensors[0].device)]
+
+    frames = None if outputs[0].frames is None else joined([output.frames for output in outputs])
+    return merged, StepOutput(frames, joined([o.latents for o in outputs]), joined([o.poses for o in outputs]))
+
+
+def _check_step(model: WorldModel, state: WorldState, poses: Tensor | np.ndarray, decode: bool) -> Tensor:
+    path = torch.as_tensor(poses, dtype=torch.float64).cpu()
+    path = check_rigid(_per_world("poses", path, state.batch_size, (model.config.frames_per_chunk, 4, 4)))
+    if state.fingerprint != model.fingerprint:
+        raise StateError(
+            f"state is of bundle {state.fingerprint[:12]!r}, the model is {model.fingerprint[:12]!r}; step it with its own model."
+        )
+    if decode and state.decoder is None:
+        raise StateError('frames were asked of a state of tier "plan"; pass decode=False, or step a "full" state all along.')
+    return path
+
+
+def _check_images(config: WorldConfig, images: Tensor | np.ndarray) -> Tensor:
+    pictures = torch.as_tensor(images)
+    allowed = (config.height, config.width, 3)
+    if pictures.dtype != torch.uint8 or pictures.ndim != 4 or tuple(pictures.shape[1:]) != allowed:
+        raise SceneError(
+            f"first pictures are {pictures.dtype} of shape {tuple(pictures.shape)}, allowed is uint8 [B, {config.height}, {config.width}, 3]; "
+            "resize to this size and drop an alpha channel."
+        )
+    return pictures
+
+
+def _per_world(name: str, value: Tensor, batch: int, shape: tuple[int, ...]) -> Tensor:
+    if tuple(value.shape) != (batch, *shape):
+        raise StateError(f"{name} has shape {tuple(value.shape)}, expected {(batch, *shape)}: one row a world for {batch} worlds.")
+    return value
