@@ -34,7 +34,7 @@ def resolve(backend: str, device: torch.device | str, *, op: str = "kernel") -> 
     return _resolve(backend, device.type, device.index, op)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _resolve(backend: str, kind: str, index: int | None, op: str) -> Resolved:
     if backend not in BACKENDS:
         raise BackendError(f"backend {backend!r} for {op} is unknown; {nearest(backend, BACKENDS)}")
@@ -67,7 +67,7 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def native_bf16(device: torch.device | str) -> bool:
     """Whether `device` multiplies bfloat16 in hardware: CUDA from capability 8.0, CPUs with AVX512-BF16 or AMX.
 

@@ -5,9 +5,9 @@ Layout (fixed; recorded rollouts depend on it). Of 64-bit values the low 32 bits
     key      (seed low, seed high)
     counter  (block, draw, chunk low, chunk high)     element e of a draw is word e % 4 of block e // 4
 
-Words become uniforms by (word + 0.5) / 2**32 and normals by Box-Muller in float64, words (0, 1) and (2, 3) of a block in
-pairs: sqrt(-2 ln u) (cos, sin)(2 pi v), rounded to float32. Integers are the same on every device and backend. Normals
-on different devices can differ in their last bit, where the logarithms and cosines of the two do.
+Words become uniforms by (word + 0.5) / 2**32 and normals by Box-Muller in float64, words (0, 1) and (2, 3) of a block
+in pairs: sqrt(-2 ln u) (cos, sin)(2 pi v), rounded to float32. Integers are the same on every device and backend;
+normals on different devices can differ in their last bit, where the logarithms and cosines of the two do.
 Philox: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
 """
 
@@ -22,7 +22,7 @@ from sanawm_env.errors import BackendError
 from sanawm_env.kernels.backend import resolve
 from sanawm_env.kernels.philox import reference
 
-# Largest difference between the normals of two devices or backends: a few float32 units in the last place of values < 8.
+# Largest difference between the normals of two devices or backends: two float32 units in the last place below 8.
 TOLERANCE = 1e-6
 # One draw of one world: its blocks are counted in 32 bits.
 MAX_ELEMENTS = 4 * 2**32
@@ -73,7 +73,8 @@ def _prepare(
         )
     if not 0 <= draw < 2**32 or math.prod(shape) > MAX_ELEMENTS:
         raise BackendError(
-            f"philox got draw {draw} and shape {tuple(shape)}; allowed are 0 <= draw < 2**32 and {MAX_ELEMENTS} elements"
+            f"philox got draw {draw} and shape {tuple(shape)}; "
+            f"allowed are 0 <= draw < 2**32 and at most {MAX_ELEMENTS} elements"
         )
     target = seeds.device if device is None else torch.device(device)
     return seeds.to(target), chunk.to(target)
