@@ -55,10 +55,17 @@ def gated_delta(
     q, k: [B, T, S, N, D]; v: [B, T, S, N, E]; beta: [B, T, S, N]; decay: [B, T, N] in (0, 1); state: [B, N, D, E]; computed in fp32.
     Returns the read-out [B, T, S, N, E] and the state after each chunk [B, K, N, D, E].
     """
-    q, k, v = (x.float().transpose(2, 3) for x in (q, k, v))
-    weighted = (k * beta.float().transpose(2, 3)[..., None]).transpose(-1, -2)
-    read, after = delta_scan(weighted @ k, weighted @ v, decay.float(), state, chunks)
-    return (q @ read).transpose(2, 3), after
+    with torch.autocast(q.device.type, enabled=False):
+        frames = (*q.shape[:2], q.shape[3])
+        q, k, v, weighted = (_frames_first(x) for x in (q, k, v, k * beta[..., None]))
+        gram, write = (torch.bmm(weighted.transpose(1, 2), x).unflatten(0, frames) for x in (k, v))
+        read, after = delta_scan(gram, write, decay.float(), state.float(), chunks)
+        return torch.bmm(q, read.flatten(0, 2)).unflatten(0, frames).transpose(2, 3), after
+
+
+def _frames_first(x: Tensor) -> Tensor:
+    """[B, T, S, N, D] as one matrix a frame and head, [B T N, S, D] fp32, in memory of that order."""
+    return x.float().transpose(2, 3).contiguous().flatten(0, 2)
 
 
 def normalised_gated_delta(

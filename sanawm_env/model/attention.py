@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sanawm_env.kernels.gated_delta import gated_delta, normalised_gated_delta
-from sanawm_env.model.chunks import ChunkGrid
+from sanawm_env.model.chunks import ChunkGrid, masked
 from sanawm_env.model.config import DenoiserConfig
-from sanawm_env.model.embeddings import RayEncoding, RMSNorm, Rotation, downscale, padded_linear
+from sanawm_env.model.embeddings import RayEncoding, RMSNorm, Rotation, downscale, padded_linear, world_by_world
 from sanawm_env.model.feed_forward import Memory
 from sanawm_env.model.window import WindowReader
 
@@ -88,10 +88,10 @@ class ShortConvolution(nn.Module):
         for shift in range(1, taps):
             weight = weights[taps - 1 - shift]
             past = extended[:, taps - 1 - shift : taps - 1 - shift + frames]
-            y = y + weight * (past if crossing else _masked(past, chunks.same_chunk(-shift)))
+            y = y + weight * (past if crossing else masked(past, chunks.same_chunk(-shift)))
             inside = chunks.same_chunk(shift)
             if any(inside):
-                y = y + weight * _masked(torch.roll(x, -shift, dims=1), inside)
+                y = y + weight * masked(torch.roll(x, -shift, dims=1), inside)
         return y
 
 
@@ -109,15 +109,15 @@ class GatedDeltaAttention(SelfAttention):
     def mix(
         self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
     ) -> tuple[Tensor, Tensor, Memory]:
-        beta = self.beta_proj(u).float().sigmoid()
+        beta = world_by_world(torch.sigmoid, self.beta_proj(u).float())
         decay = self._decay(u)
         main, after = self._main(u, beta, decay, geometry, chunks, memory, collect=collect)
         camera, camera_after = self._camera(u, beta, decay, geometry, chunks, memory, collect=collect)
         return main, camera, after | camera_after
 
     def _decay(self, u: Tensor) -> Tensor:
-        step = functional.softplus(padded_linear(self.gate_proj, u.mean(dim=2)).float() + self.dt_bias.float())
-        return torch.exp(-self.A_log.float().exp() * step)
+        step = world_by_world(functional.softplus, padded_linear(self.gate_proj, u.mean(dim=2)).float() + self.dt_bias.float())
+        return world_by_world(torch.exp, -self.A_log.float().exp() * step)
 
     def _main(
         self, u: Tensor, beta: Tensor, decay: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
@@ -199,10 +199,6 @@ class SoftmaxAttention(SelfAttention):
     def _cast(self, u: Tensor, **tensors: Tensor) -> dict[str, Tensor]:
         dtype = torch.get_autocast_dtype(u.device.type) if torch.is_autocast_enabled(u.device.type) else u.dtype
         return {name: x.to(dtype) for name, x in tensors.items()}
-
-
-def _masked(x: Tensor, frames: list[bool]) -> Tensor:
-    return torch.where(torch.tensor(frames, device=x.device)[None, :, None, None], x, 0)
 
 
 def _tails(x: Tensor, tail: Tensor, chunks: ChunkGrid) -> Tensor:

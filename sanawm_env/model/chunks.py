@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
+
+import torch
+from torch import Tensor
 
 from sanawm_env.errors import ConfigError
 
@@ -25,7 +28,7 @@ class ChunkGrid:
     filled: tuple[int, ...] = ()
     slot: tuple[int, ...] = ()
 
-    @cached_property
+    @property
     def ends(self) -> tuple[int, ...]:
         total, ends = 0, []
         for length in self.lengths:
@@ -33,7 +36,7 @@ class ChunkGrid:
             ends.append(total)
         return tuple(ends)
 
-    @cached_property
+    @property
     def starts(self) -> tuple[int, ...]:
         return (0, *self.ends[:-1])
 
@@ -44,10 +47,10 @@ class ChunkGrid:
     def frames_of(self, chunk: int) -> list[int]:
         return list(range(self.starts[chunk], self.ends[chunk]))
 
-    def same_chunk(self, shift: int) -> list[bool]:
+    def same_chunk(self, shift: int) -> tuple[bool, ...]:
         """For each frame t, whether frame t + shift exists and lies in the same chunk."""
         owner = [chunk for chunk, length in enumerate(self.lengths) for _ in range(length)]
-        return [0 <= t + shift < len(owner) and owner[t + shift] == owner[t] for t in range(len(owner))]
+        return tuple(0 <= t + shift < len(owner) and owner[t + shift] == owner[t] for t in range(len(owner)))
 
 
 def clip_chunks(frames: int, chunk_latents: int) -> ChunkGrid:
@@ -80,3 +83,21 @@ def previous_chunks(chunk: int, slots: int | None) -> tuple[int, ...]:
     if slots is None:
         return tuple(range(1, chunk))
     return tuple(sorted(range(max(1, chunk - slots), chunk), key=lambda index: (index - 1) % slots))
+
+
+def masked(x: Tensor, frames: tuple[bool, ...]) -> Tensor:
+    """x [B, T, S, C] with the frames that are not marked set to zero."""
+    return torch.where(_mask(frames, x.device), x, 0)
+
+
+@lru_cache(maxsize=256)
+def _mask(frames: tuple[bool, ...], device: torch.device) -> Tensor:
+    # Kept on the device: building it anew would stop the host at every call.
+    return torch.tensor(frames, device=device)[None, :, None, None]
+
+
+def take(x: Tensor, frames: list[int]) -> Tensor:
+    """Frames of x [B, T, ...]; consecutive ones as a view."""
+    if frames == list(range(frames[0], frames[0] + len(frames))):
+        return x[:, frames[0] : frames[0] + len(frames)]
+    return x[:, frames]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +22,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return (y * self.weight.float()).to(x.dtype)
+        return functional.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
 
 
 class TimestepEmbedder(nn.Module):
@@ -52,6 +51,18 @@ def padded_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return layer(functional.pad(rows, (0, 0, 0, missing)))[: rows.shape[0]].reshape(*x.shape[:-1], -1)
 
 
+def world_by_world(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function` of every element of x [B, ...], with the same rounding whoever shares the batch.
+
+    A CPU computes exponentials in whole vectors and those left over at the end one by one, which rounds otherwise; padding each world's
+    elements to whole vectors leaves none over.
+    """
+    if x.device.type != "cpu":
+        return function(x)
+    flat = x.flatten(1)
+    return function(functional.pad(flat, (0, -flat.shape[1] % 64)))[:, : flat.shape[1]].reshape(x.shape)
+
+
 @dataclass(frozen=True)
 class Rotation:
     """Cosine and sine of rotary angles, each [B, T, S, 1, lanes / 2] (or broadcastable to it), fp32."""
@@ -62,6 +73,9 @@ class Rotation:
     def __call__(self, x: Tensor, *, inverse: bool = False) -> Tensor:
         """x [B, T, S, N, lanes] with each pair (2j, 2j + 1) rotated by angle j, in fp32."""
         sin = -self.sin if inverse else self.sin
+        if x.device.type == "cpu":  # complex numbers take one pass over memory where the real form takes six
+            pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+            return torch.view_as_real(pairs * torch.complex(self.cos, sin)).flatten(-2)
         even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack([even * self.cos - odd * sin, even * sin + odd * self.cos], dim=-1).flatten(-2)
 
@@ -104,9 +118,12 @@ class RotaryFrequencies:
         """Rotation of tokens at latent positions [B, T] on a grid; without `time` the temporal pairs keep angle 0."""
         along = self.time_angles(position if time else torch.zeros_like(position), camera)[:, :, None]
         across = self.grid_angles(grid, camera, position.device)[None, None]
-        full = (*position.shape, grid[0] * grid[1])
-        angle = torch.cat([along.expand(*full, -1), across.expand(*full, -1)], dim=-1)[:, :, :, None]
-        return Rotation(angle.cos().float(), angle.sin().float())
+        full = (*position.shape, grid[0] * grid[1], -1)
+
+        def joined(wave: Callable[[Tensor], Tensor]) -> Tensor:
+            return torch.cat([wave(along).float().expand(full), wave(across).float().expand(full)], dim=-1)[:, :, :, None]
+
+        return Rotation(joined(torch.cos), joined(torch.sin))
 
     def time_rotation(self, position: Tensor, *, camera: bool) -> Rotation:
         """Rotation of the temporal pairs alone, for keys that were stored before it; position [B, T]."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sanawm_env.model.chunks import ChunkGrid
+from sanawm_env.model.chunks import ChunkGrid, masked
 from sanawm_env.model.config import DenoiserConfig
 
 Memory = dict[str, Tensor]
@@ -39,8 +39,7 @@ class FeedForward(nn.Module):
         value, gate = self._spatial(p, grid).chunk(2, dim=-1)
         f = functional.linear(value * functional.silu(gate), point.weight.flatten(1))
         before = torch.cat([memory["ffn_tail"].to(f.dtype), f[:, :-1]], dim=1)
-        inside = torch.tensor(chunks.same_chunk(1), device=f.device)[None, :, None, None]
-        after = torch.where(inside, torch.cat([f[:, 1:], f[:, :1]], dim=1), 0)
+        after = masked(torch.roll(f, -1, dims=1), chunks.same_chunk(1))
         taps = self.t_conv.weight.squeeze(-1).transpose(1, 2).flatten(1)
         return f + functional.linear(torch.cat([before, f, after], dim=-1), taps), f
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sanawm_env.errors import ConfigError
 from sanawm_env.kernels.window_attention import window_attention
-from sanawm_env.model.chunks import ChunkGrid, previous_chunks
+from sanawm_env.model.chunks import ChunkGrid, previous_chunks, take
 from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.embeddings import RotaryFrequencies
 
@@ -88,12 +88,12 @@ class WindowReader:
         count = len(group)
         parts = [self.keys[name][:, begin:end].unflatten(1, (count, -1)).flatten(0, 1)]
         if group[0] > 0:
-            start = self.position[:, [self.chunks.starts[chunk] for chunk in group]].flatten()
+            start = self.position[:, begin : end : (end - begin) // count].flatten()
             sink = self.sink[f"sink_{name}"]
             parts.append(self._turned(name, sink[:, None].expand(-1, count, *sink.shape[1:]).flatten(0, 1), start))
             frames = [frame for chunk in group for frame in self._previous_frames(chunk)]
             if frames:
-                parts.append(self.keys[name][:, frames].unflatten(1, (count, -1)).flatten(0, 1))
+                parts.append(take(self.keys[name], frames).unflatten(1, (count, -1)).flatten(0, 1))
         return torch.cat(parts, dim=1).flatten(1, 2)
 
     def _turned(self, name: str, sink: Tensor, start: Tensor) -> Tensor:
@@ -132,5 +132,5 @@ class WindowReader:
             frames = [frame for index in previous_chunks(chunk + 1, slots) for frame in self.chunks.frames_of(index)]
             missing = slots * length - len(frames)
             empty = keys.new_zeros(keys.shape[0], missing, *keys.shape[2:])
-            rows.append(torch.cat([keys[:, frames], empty], dim=1))
+            rows.append(torch.cat([take(keys, frames), empty], dim=1) if frames else empty)
         return torch.stack(rows, dim=1)
