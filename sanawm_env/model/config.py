@@ -150,6 +150,35 @@ class WorldConfig:
         return self.height // self.spatial_stride, self.width // self.spatial_stride
 
 
+def rooms_config() -> WorldConfig:
+    """The embedded Rooms world: 128x160 frames at 10 a second, chunks of 8 frames."""
+    denoiser = DenoiserConfig(
+        in_channels=32,
+        hidden_size=320,
+        depth=8,
+        head_dim=64,
+        softmax_every_n=2,
+        mlp_ratio=2.5,
+        plucker_channels=24,
+        caption_channels=None,
+        chunk_latents=2,
+        sink_span=12,
+        gdn_time_rope=False,
+        prediction="clean",
+    )
+    return WorldConfig(
+        name="rooms",
+        fps=10.0,
+        height=128,
+        width=160,
+        intrinsics=(100.0, 100.0, 79.5, 63.5),
+        timesteps=(1000, 600),
+        units_per_metre=1.0,
+        denoiser=denoiser,
+        autoencoder=AutoencoderConfig(decoder_layers=(1, 2, 2)),
+    )
+
+
 def tiny_config() -> WorldConfig:
     """A world that builds and steps within a second, for tests: 32x40 frames, the Rooms strides, chunks of two latents."""
     denoiser = DenoiserConfig(

@@ -1,0 +1,251 @@
+"""Stage `rooms-denoiser`: the Rooms denoiser from random weights, on one GPU, by wall clock and over as many runs as it takes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sanawm_env.conditioning import Conditioning, condition
+from sanawm_env.model.autoencoder import Autoencoder
+from sanawm_env.model.chunks import ChunkGrid, clip_chunks
+from sanawm_env.model.config import WorldConfig
+from sanawm_env.model.denoiser import Denoiser
+from sanawm_env.model.initialise import initialise
+from sanawm_env.rooms import render, sample_scenes
+from sanawm_env.training.latents import HELD_OUT_SEEDS, ClipBank, Clips, ClipSource, plan_paths
+from sanawm_env.training.loop import (
+    Ema,
+    Log,
+    WallClock,
+    load_checkpoint,
+    make_optimisers,
+    rate_factor,
+    save_checkpoint,
+    set_rate,
+)
+from sanawm_env.training.objective import Levels, imagined, mixture_loss, noised, streamed_loss
+from sanawm_env.world import WorldModel, initial, step
+
+VALIDATION_SEED = HELD_OUT_SEEDS + 500_000_000  # apart from the seeds that `sanawm eval rooms` uses
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserTraining:
+    """Settings of the stage.
+
+    out: folder of the checkpoint. minutes: wall clock of this run; total_minutes: of the whole schedule, over all runs. batch: clips a step.
+    latents, long_latents: latent frames of the clips, and of those in the last `long_share` of the schedule (batch cut in proportion).
+    bank, source_batch, fresh_every, workers: clips kept on the device, clips rendered at once, steps between refreshes, planning processes.
+    mixture_share: share of steps on the timestep mixture. context_noise: largest share of noise mixed into the history.
+    imagined_share: share of steps, from `imagined_from` of the schedule on, whose history is what the model itself sees.
+    """
+
+    out: Path
+    minutes: float = 8.0
+    total_minutes: float = 8.0
+    batch: int = 16
+    latents: int = 17
+    long_latents: int = 33
+    long_share: float = 0.2
+    bank: int = 2048
+    source_batch: int = 32
+    fresh_every: int = 4
+    workers: int = 12
+    lr: float = 1e-3
+    muon_lr: float = 0.02
+    warmup: int = 200
+    clip: float = 1.0
+    ema: float = 0.999
+    mixture_share: float = 0.08
+    context_noise: float = 0.15
+    imagined_share: float = 0.5
+    imagined_from: float = 0.4
+    levels: Levels = Levels()
+    first_seed: int = 100_000_000
+    seed: int = 0
+    compiled: bool = True
+    max_steps: int | None = None
+    log_seconds: float = 15.0
+    validate_minutes: float = 3.0
+
+
+class DenoiserRun:
+    """One run of the stage: resumes from `out/denoiser.pt` when it is there."""
+
+    def __init__(self, settings: DenoiserTraining, world: WorldConfig, autoencoder: Autoencoder, device: torch.device) -> None:
+        self.settings, self.world, self.device = settings, world, device
+        self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
+        torch.manual_seed(settings.seed)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        self.denoiser = initialise(Denoiser(world.denoiser)).to(device)
+        saved = load_checkpoint(settings.out / "denoiser.pt", device) or {}
+        if saved:
+            self.denoiser.load_state_dict(saved["denoiser"])
+        self.ema = Ema(self.denoiser, settings.ema)
+        if saved:
+            self.ema.state = saved["ema"]
+        self.step = self.first_step = int(saved.get("step", 0))
+        self.clock = WallClock(settings.minutes, settings.total_minutes, float(saved.get("seconds", 0.0)))
+        self.optimisers = make_optimisers(self.denoiser, lr=settings.lr, muon_lr=settings.muon_lr, plain=_kept_from_muon)
+        for optimiser, state in zip(self.optimisers, saved.get("optimisers", []), strict=False):
+            optimiser.load_state_dict(state)
+        self.plain = copy.deepcopy(self.denoiser)  # runs the validation without recompiling anything
+        if settings.compiled:
+            for block in self.denoiser.blocks:
+                block.compile(dynamic=False)
+
+    def train(self) -> Denoiser:
+        """Trains until the clock or `max_steps` says stop, saves the checkpoint, returns the averaged weights."""
+        settings = self.settings
+        log, validated = Log(settings.log_seconds), self.clock.seconds
+        bank, is_long = None, False
+        while not self.clock.expired and (settings.max_steps is None or self.step - self.first_step < settings.max_steps):
+            if bank is None or is_long != self._is_long():
+                is_long = self._is_long()
+                bank = self._bank(bank, is_long)
+                weight = channel_weights(self.autoencoder, bank.draw(4).latents)
+            if self.step % settings.fresh_every == 0:
+                bank.refresh()
+            loss, norm = self._step(bank.draw(self._batch(is_long)), weight)
+            log(self.step, self.clock.progress, loss=loss, norm=norm)
+            if self.clock.seconds - validated > 60 * settings.validate_minutes:
+                validated = self.clock.seconds
+                print(json.dumps({"step": self.step, **self.validate()}), flush=True)
+        if bank is not None:
+            bank.source.close()
+        self.save()
+        return self.averaged()
+
+    def save(self) -> None:
+        save_checkpoint(
+            self.settings.out / "denoiser.pt",
+            denoiser=self.denoiser.state_dict(),
+            ema=self.ema.state,
+            optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
+            step=self.step,
+            seconds=self.clock.seconds,
+        )
+
+    def averaged(self) -> Denoiser:
+        """The averaged weights in a denoiser of their own."""
+        self.ema.copy_to(self.plain)
+        return self.plain
+
+    def _is_long(self) -> bool:
+        return self.clock.progress > 1 - self.settings.long_share
+
+    def _batch(self, is_long: bool) -> int:
+        settings = self.settings
+        return max(1, settings.batch * settings.latents // settings.long_latents) if is_long else settings.batch
+
+    def _bank(self, old: ClipBank | None, is_long: bool) -> ClipBank:
+        settings = self.settings
+        if old is not None:
+            old.source.close()
+        latents = settings.long_latents if is_long else settings.latents
+        # Every run and phase draws scenes that no other one has drawn.
+        first_seed = settings.first_seed + 10_000_000 * int(self.clock.spent > 0) + 40_000_000 * int(is_long) + 64 * self.first_step
+        source = ClipSource(
+            self.world,
+            self.autoencoder,
+            latents=latents,
+            batch=settings.source_batch,
+            first_seed=first_seed,
+            workers=settings.workers,
+            device=self.device,
+        )
+        return ClipBank(source, settings.bank // (2 if is_long else 1))
+
+    def _step(self, clips: Clips, weight: Tensor) -> tuple[Tensor, Tensor]:
+        settings = self.settings
+        chunks = clip_chunks(clips.latents.shape[1], self.world.chunk_latents)
+        given = self._given(clips)
+        set_rate(self.optimisers, rate_factor(self.clock.progress, self.step - self.first_step, settings.warmup))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = self._loss(clips.latents, given, chunks, weight)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), settings.clip)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.ema.update(self.denoiser)
+        self.step += 1
+        return loss.detach(), norm
+
+    def _loss(self, clean: Tensor, given: Conditioning, chunks: ChunkGrid, weight: Tensor) -> Tensor:
+        settings = self.settings
+        if torch.rand(()) < settings.mixture_share:
+            dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+            memory = self.denoiser.memory(clean.shape[0], self.world.grid, device=self.device, dtype=dtype)
+            return mixture_loss(self.denoiser, clean, given, chunks, memory, settings.levels.shift, weight)
+        history = clean
+        if self.clock.progress > settings.imagined_from and torch.rand(()) < settings.imagined_share:
+            for _ in range(int(torch.randint(1, 3, ()))):
+                history = imagined(self.denoiser, clean, history, given, chunks)
+        amount = settings.context_noise * torch.rand(clean.shape[0], 1, device=clean.device) * 1000
+        level = amount.expand(-1, clean.shape[1]).clone()
+        level[:, 0] = 0
+        return streamed_loss(self.denoiser, clean, noised(history, level), given, chunks, settings.levels, weight)
+
+    def _given(self, clips: Clips) -> Conditioning:
+        batch, latents = clips.latents.shape[:2]
+        return condition(
+            clips.poses,
+            torch.tensor(self.world.intrinsics, device=self.device).expand(batch, 4),
+            torch.arange(latents, device=self.device).expand(batch, -1),
+            temporal_stride=self.world.temporal_stride,
+            spatial_stride=self.world.spatial_stride,
+            grid=self.world.grid,
+            first=True,
+        )
+
+    def validate(self, scenes: int = 16, frames: int = 64) -> dict[str, float]:
+        """PSNR in dB over all pixels of streamed held-out clips, by frames ahead; averaged weights."""
+        model = WorldModel(self.world, self.averaged(), self.autoencoder)
+        seeds = list(range(VALIDATION_SEED, VALIDATION_SEED + scenes))
+        path = torch.from_numpy(np.ascontiguousarray(plan_paths(seeds, frames, self.world.fps)))
+        intrinsics = torch.tensor(self.world.intrinsics, device=self.device)
+        size = (self.world.height, self.world.width)
+        truth = render(sample_scenes(seeds, device=self.device), path.float().to(self.device), intrinsics, size).rgb
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            state, _ = initial(model, truth[:, 0], seeds=seeds, poses=path[:, 0])
+            result = {}
+            count = self.world.frames_per_chunk
+            for begin in range(1, frames + 1, count):
+                state, output = step(model, state, path[:, begin : begin + count])
+                error = (output.frames[:, -1].float() - truth[:, begin + count - 1].float()).square().mean((1, 2, 3))
+                result[f"psnr_{begin + count - 1}"] = round(float((10 * torch.log10(255**2 / error)).mean()), 2)
+        return {name: result[name] for name in ("psnr_8", "psnr_32", "psnr_64") if name in result}
+
+
+def channel_weights(autoencoder: Autoencoder, latents: Tensor, size: float = 0.3) -> Tensor:
+    """How much of the picture each latent channel carries, mean 1: the change of pixels when noise is put into that channel alone.
+
+    latents: [B, T, channels, h, w].
+    """
+
+    def shown(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            cache = autoencoder.initial_cache(x.shape[0], *x.shape[-2:], autoencoder.dtype, x.device)
+            return autoencoder.decode(x, cache)[0].float()
+
+    plain = shown(latents)
+    weights = []
+    for channel in range(latents.shape[2]):
+        changed = latents.clone()
+        changed[:, :, channel] += size * torch.randn_like(changed[:, :, channel])
+        weights.append((shown(changed) - plain).square().mean())
+    weight = torch.stack(weights)
+    return (weight / weight.mean()).clamp(0.2, 4.0)
+
+
+def _kept_from_muon(name: str) -> bool:
+    """Embeddings, the final layer and the gates learn better from AdamW; depthwise filters are no matrices."""
+    return any(part in name for part in ("embedder", "final_layer", "table", "depth_conv", "conv_k", "beta_proj", "gate_proj"))

@@ -1,0 +1,140 @@
+"""What the denoiser is trained on: streamed chunks that read a clean history's memory, and whole clips at mixed noise levels.
+
+The streamed objective runs the clip once at noise level 0 and collects the memory that each chunk would find at run time; then all chunks are
+denoised at once, each from its own memory, exactly as `world.step` does. Gradients flow through the memory. The mixture objective is
+the chunk-causal fine-tuning of SANA-WM (spec training.md 3.1). Letters: B clips, T latents, K chunks, n latents a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from sanawm_env.conditioning import Conditioning
+from sanawm_env.model.chunks import ChunkGrid
+from sanawm_env.model.denoiser import Denoiser
+from sanawm_env.model.feed_forward import Memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """Law of the noise levels. full_share: share of draws at 1000, where sampling starts. shift: flow shift of the others."""
+
+    full_share: float = 0.35
+    shift: float = 2.0
+
+    def draw(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Integer levels 1 .. 1000 as floats."""
+        u = torch.rand(shape, device=device)
+        level = (1000 * self.shift * u / (1 + (self.shift - 1) * u)).floor().clamp(1, 1000)
+        return torch.where(torch.rand(shape, device=device) < self.full_share, 1000.0, level)
+
+
+def noised(clean: Tensor, level: Tensor) -> Tensor:
+    """clean [B, T, ...] at noise levels [B, T] in 0 .. 1000."""
+    sigma = (level / 1000)[:, :, None, None, None]
+    return (1 - sigma) * clean + sigma * torch.randn_like(clean)
+
+
+def streamed_loss(
+    denoiser: Denoiser, clean: Tensor, history: Tensor, given: Conditioning, chunks: ChunkGrid, levels: Levels, weight: Tensor
+) -> Tensor:
+    """Mean squared error of the clean prediction of every chunk, each reading the memory of `history`.
+
+    clean, history: [B, T, channels, h, w], the target and what earlier chunks are taken to be. weight: [channels].
+    """
+    error, _ = _streamed(denoiser, clean, history, given, chunks, levels, weight)
+    return error
+
+
+@torch.no_grad()
+def imagined(denoiser: Denoiser, clean: Tensor, history: Tensor, given: Conditioning, chunks: ChunkGrid) -> Tensor:
+    """The clip as the model itself sees it in one step from pure noise, given `history`; latent 0 stays the true one."""
+    ones = torch.ones(clean.shape[2], device=clean.device)
+    _, seen = _streamed(denoiser, clean, history, given, chunks, Levels(full_share=1.0), ones)
+    return torch.cat([clean[:, :1], seen], dim=1)
+
+
+def mixture_loss(
+    denoiser: Denoiser, clean: Tensor, given: Conditioning, chunks: ChunkGrid, memory: list[Memory], shift: float, weight: Tensor
+) -> Tensor:
+    """Mean squared error over one pass of the whole clip, its chunks at the noise levels of the timestep mixture."""
+    level = chunk_mixture(clean.shape[0], len(chunks.lengths), clean.device)
+    sigma = level / 1000
+    level = (1000 * shift * sigma / (1 + (shift - 1) * sigma)).floor()
+    level = torch.cat([level[:, [k]].expand(-1, n) for k, n in enumerate(chunks.lengths)], dim=1).clone()
+    level[:, 0] = 0
+    seen = denoiser.predict_clean(noised(clean, level), level, given, chunks, memory)
+    error = _error(seen, clean, weight).mean((2, 3, 4))
+    return (error * (level > 0)).sum() / (level > 0).sum().clamp_min(1)
+
+
+def chunk_mixture(batch: int, chunks: int, device: torch.device) -> Tensor:
+    """Noise levels [B, K] in 0 .. 999: one level (0.2), a rising sequence through a random chunk (0.3), one whose last chunk carries the
+    anchor (0.3), or the latter behind a clean prefix (0.2); early chunks are never noisier than late ones."""
+    anchor_level = (1000 * torch.sigmoid(torch.randn(batch, device=device))).floor()
+    mode = torch.multinomial(torch.tensor([0.2, 0.3, 0.3, 0.2], device=device), batch, replacement=True)
+    index = torch.arange(chunks, device=device)[None]
+    anchor = torch.where(mode == 1, torch.randint(chunks, (batch,), device=device), chunks - 1)[:, None]
+    # Uniform non-decreasing sequences: sorted uniform draws below the anchor level before it and above it behind.
+    u = torch.rand(batch, chunks, device=device)
+    below = (u * (anchor_level[:, None] + 1)).floor()
+    above = anchor_level[:, None] + (u * (1000 - anchor_level[:, None])).floor()
+    rising = torch.where(index < anchor, below, torch.where(index > anchor, above, anchor_level[:, None])).sort(dim=1).values
+    clean = (mode == 3)[:, None] & (index < torch.randint(1, chunks + 1, (batch, 1), device=device)) & (index < chunks - 1)
+    level = torch.where((mode == 0)[:, None], anchor_level[:, None], rising)
+    return torch.where(clean, 0.0, level)
+
+
+def _streamed(
+    denoiser: Denoiser, clean: Tensor, history: Tensor, given: Conditioning, chunks: ChunkGrid, levels: Levels, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss, and the clean prediction of latents 1 .. T - 1."""
+    batch, first, n = clean.shape[0], chunks.lengths[0], chunks.lengths[-1]
+    grid = (clean.shape[-2], clean.shape[-1])
+    empty = denoiser.memory(batch, grid, device=clean.device, dtype=_memory_dtype(denoiser, clean.device))
+    _, after = denoiser(history, torch.zeros(clean.shape[:2], device=clean.device), given, chunks, empty, collect=True)
+
+    level = levels.draw((batch, len(chunks.lengths)), clean.device)
+    opening = level[:, :1].expand(-1, first).clone()
+    opening[:, 0] = 0
+    seen_first = denoiser.predict_clean(
+        noised(clean[:, :first], opening), opening, _slice(given, first), ChunkGrid((first,), opening=True), empty
+    )
+    later = level[:, 1:].transpose(0, 1).reshape(-1, 1).expand(-1, n)
+    target = _rows(clean, first, n)
+    memory = [{name: x[:, :-1].transpose(0, 1).flatten(0, 1) for name, x in block.items()} for block in after]
+    rows = Conditioning(**{name: _rows(x, first, n) for name, x in _tensors(given).items()})
+    seen_later = denoiser.predict_clean(noised(target, later), later, rows, _later_grid(denoiser, chunks, batch), memory)
+    error = torch.cat([_error(seen_first, clean[:, :first], weight)[:, 1:].flatten(0, 1), _error(seen_later, target, weight).flatten(0, 1)])
+    unfolded = seen_later.unflatten(0, (-1, batch)).transpose(0, 1).flatten(1, 2)
+    return error.mean(), torch.cat([seen_first[:, 1:], unfolded], dim=1)
+
+
+def _error(seen: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
+    return (seen.float() - clean.float()).square() * weight[:, None, None]
+
+
+def _rows(x: Tensor, first: int, n: int) -> Tensor:
+    """Later chunks of x [B, T, ...] as rows, chunk by chunk: [(K - 1) B, n, ...]."""
+    return x[:, first:].unflatten(1, (-1, n)).transpose(0, 1).flatten(0, 1)
+
+
+def _later_grid(denoiser: Denoiser, chunks: ChunkGrid, batch: int) -> ChunkGrid:
+    slots = denoiser.config.previous_latents // denoiser.config.chunk_latents
+    filled = tuple(min(chunk - 1, slots) for chunk in range(1, len(chunks.lengths)) for _ in range(batch))
+    return ChunkGrid((chunks.lengths[-1],), opening=False, filled=filled)
+
+
+def _tensors(given: Conditioning) -> dict[str, Tensor]:
+    return {f.name: getattr(given, f.name) for f in fields(given) if getattr(given, f.name) is not None}
+
+
+def _slice(given: Conditioning, frames: int) -> Conditioning:
+    return Conditioning(**{name: x[:, :frames] for name, x in _tensors(given).items()})
+
+
+def _memory_dtype(denoiser: Denoiser, device: torch.device) -> torch.dtype:
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else denoiser.dtype

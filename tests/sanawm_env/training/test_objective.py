@@ -1,0 +1,104 @@
+"""The training objectives: the streamed one is what world.step computes, the mixture is ordered, gradients reach every weight."""
+
+import torch
+
+from sanawm_env.conditioning import Conditioning, condition
+from sanawm_env.model.chunks import ChunkGrid, clip_chunks, next_chunk
+from sanawm_env.model.config import tiny_config
+from sanawm_env.model.denoiser import Denoiser, last_memory
+from sanawm_env.model.initialise import initialise, randomise
+from sanawm_env.training.objective import Levels, chunk_mixture, imagined, mixture_loss, streamed_loss
+
+CONFIG = tiny_config().denoiser
+GRID = (4, 5)
+
+
+def clip(latents: int = 9, batch: int = 2) -> tuple[torch.Tensor, Conditioning, ChunkGrid]:
+    torch.manual_seed(0)
+    poses = torch.eye(4).repeat(batch, 1 + 4 * (latents - 1), 1, 1)
+    poses[..., 2, 3] = 0.05 * torch.arange(poses.shape[1])
+    given = condition(
+        poses,
+        torch.tensor([[25.0, 25.0, 19.5, 15.5]]).expand(batch, 4),
+        torch.arange(latents).expand(batch, -1),
+        temporal_stride=4,
+        spatial_stride=8,
+        grid=GRID,
+        first=True,
+    )
+    return torch.randn(batch, latents, CONFIG.in_channels, *GRID), given, clip_chunks(latents, CONFIG.chunk_latents)
+
+
+def cut(given: Conditioning, begin: int, end: int) -> Conditioning:
+    return Conditioning(
+        to_ray=given.to_ray[:, begin:end],
+        from_ray=given.from_ray[:, begin:end],
+        plucker=given.plucker[:, begin:end],
+        position=given.position[:, begin:end],
+    )
+
+
+def test_streamed_objective_sees_what_streaming_sees() -> None:
+    denoiser = Denoiser(CONFIG).eval().requires_grad_(False)
+    randomise(denoiser, torch.Generator().manual_seed(0))
+    clean, given, chunks = clip()
+    history = clean + 0.1 * torch.randn_like(clean)
+    torch.manual_seed(5)
+    seen = imagined(denoiser, clean, history, given, chunks)
+    torch.manual_seed(5)
+    Levels(full_share=1.0).draw((2, len(chunks.lengths)), clean.device)
+    noise = torch.cat([torch.randn_like(clean[:, :3]), torch.randn(3, 2, 2, *clean.shape[2:]).transpose(0, 1).flatten(1, 2)], dim=1)
+    memory = denoiser.memory(2, GRID, device=clean.device, dtype=torch.float32)
+    for index, (begin, end) in enumerate(zip(chunks.starts, chunks.ends, strict=True)):
+        grid, part = next_chunk(CONFIG.chunk_latents, (index, index), 1), cut(given, begin, end)
+        level = torch.full((2, end - begin), 1000.0)
+        x = noise[:, begin:end].clone()
+        if index == 0:
+            level[:, 0], x[:, 0] = 0, clean[:, 0]
+        want = denoiser.predict_clean(x, level, part, grid, memory)
+        new = slice(1 if index == 0 else 0, None)
+        assert torch.allclose(seen[:, begin:end][:, new], want[:, new], atol=1e-5)
+        memory = last_memory(denoiser(history[:, begin:end], torch.zeros_like(level), part, grid, memory, collect=True)[1])
+
+
+def test_gradients_reach_every_used_weight() -> None:
+    denoiser = Denoiser(CONFIG)
+    randomise(denoiser, torch.Generator().manual_seed(0))
+    clean, given, chunks = clip()
+    streamed_loss(denoiser, clean, clean, given, chunks, Levels(), torch.ones(CONFIG.in_channels)).backward()
+    silent = {name for name, p in denoiser.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)}
+    unused = ("raymap_embedder", "blocks.1.attn.beta_proj", "blocks.1.attn.gate_proj", "blocks.1.attn.A_log", "blocks.1.attn.dt_bias")
+    assert {name for name in silent if not name.startswith(unused)} == set()
+
+
+def test_a_fresh_model_learns_to_copy_a_still_clip() -> None:
+    denoiser = initialise(Denoiser(CONFIG))
+    clean, given, chunks = clip()
+    clean = clean[:, :1].expand_as(clean).contiguous()
+    optimiser = torch.optim.AdamW(denoiser.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        loss = streamed_loss(denoiser, clean, clean, given, chunks, Levels(), torch.ones(CONFIG.in_channels))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_mixture_is_ordered_and_leaves_the_last_chunk_noisy() -> None:
+    level = chunk_mixture(4000, 6, torch.device("cpu"))
+    assert bool((level.diff(dim=1) >= 0).all()) and float(level.min()) >= 0 and float(level.max()) <= 999
+    same = (level == level[:, :1]).all(dim=1).float().mean()
+    assert 0.17 < float(same) < 0.25
+    clean_prefix = ((level[:, 0] == 0) & (level[:, -1] > 0)).float().mean()
+    assert 0.12 < float(clean_prefix) < 0.35
+
+
+def test_mixture_loss_is_finite_and_ignores_clean_frames() -> None:
+    denoiser = Denoiser(CONFIG)
+    randomise(denoiser, torch.Generator().manual_seed(0))
+    clean, given, chunks = clip()
+    memory = denoiser.memory(2, GRID, device=clean.device, dtype=torch.float32)
+    loss = mixture_loss(denoiser, clean, given, chunks, memory, 2.0, torch.ones(CONFIG.in_channels))
+    assert bool(torch.isfinite(loss)) and loss.requires_grad
