@@ -1,0 +1,77 @@
+"""Pictures that a world model gives for held-out drives, and the clock beside them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sanawm_env.model.autoencoder import to_uint8
+from sanawm_env.world import WorldModel, initial, step
+
+# Called after each chunk with the number of frames it made.
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dream:
+    """frames: uint8 [B, kept, H, W, 3] of the frames asked for. latents: [B, 1 + k n, channels, h, w]. made: frames
+    streamed and decoded in `seconds`, all worlds together.
+    """
+
+    frames: Tensor
+    latents: Tensor
+    made: int
+    seconds: float
+
+
+def dream(
+    model: WorldModel, pictures: Tensor, seeds: Sequence[int], poses: Tensor, keep: Sequence[int], progress: Progress
+) -> Dream:
+    """Worlds started at pictures uint8 [B, H, W, 3] and driven along poses [B, 1 + k F, 4, 4], chunk by chunk.
+
+    keep: numbers of the frames to return, 0 the first picture as the autoencoder shows it.
+    """
+    state, shown = initial(model, pictures, seeds=seeds, poses=poses[:, 0])
+    wanted, kept, latents, done = set(keep), {0: _first(shown.frames)}, [shown.latents], 0
+    began = _now(model)
+    for path in poses[:, 1:].split(model.config.frames_per_chunk, dim=1):
+        state, shown = step(model, state, path)
+        assert shown.frames is not None
+        kept |= {done + k + 1: frame for k, frame in enumerate(shown.frames.unbind(1)) if done + k + 1 in wanted}
+        latents.append(shown.latents)
+        done += path.shape[1]
+        progress(path.shape[1] * len(pictures))
+    seconds = _now(model) - began
+    frames = torch.stack([kept[k] for k in keep], dim=1)
+    return Dream(frames=frames, latents=torch.cat(latents, dim=1), made=done * len(pictures), seconds=seconds)
+
+
+@torch.no_grad()
+def reconstruction(model: WorldModel, video: Tensor) -> Tensor:
+    """Truth through the autoencoder alone, decoded chunk by chunk as a stream is: the ceiling of any dream.
+
+    video: uint8 [B, 1 + k F, H, W, 3]; returns the same shape.
+    """
+    pixels = video.to(model.device).permute(0, 4, 1, 2, 3).to(model.dtype) / 127.5 - 1
+    latents = model.autoencoder.encode(pixels)
+    cache = model.autoencoder.initial_cache(len(video), *model.config.grid, model.dtype, model.device)
+    parts = []
+    for part in (latents[:, :1], *latents[:, 1:].split(model.config.chunk_latents, dim=1)):
+        decoded, cache = model.autoencoder.decode(part.to(model.dtype), cache)
+        parts.append(to_uint8(decoded))
+    return torch.cat(parts, dim=1)
+
+
+def _first(frames: Tensor | None) -> Tensor:
+    assert frames is not None
+    return frames[:, 0]
+
+
+def _now(model: WorldModel) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()

@@ -1,0 +1,183 @@
+"""How faithful a world model is to Rooms, the ray-caster it was trained on: `sanawm eval rooms`."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from sanawm_env.evaluation.held_out import HeldOut, held_out
+from sanawm_env.evaluation.metrics import mean_where_finite, psnr, ssim
+from sanawm_env.evaluation.pose_error import magnitude, refine
+from sanawm_env.evaluation.rollout import Dream, Progress, dream, reconstruction
+from sanawm_env.evaluation.sheet import contact_sheet, save_sheet
+from sanawm_env.evaluation.streaming import streaming_error
+from sanawm_env.evaluation.visibility import visible
+from sanawm_env.world import WorldModel
+
+HORIZONS = (1, 8, 16, 32, 64)
+RETURNS = (128, 256)
+RETURN_SCENES = 8
+POSE_HORIZONS = (8, 32, 64)
+POSE_SCENES = 4
+SHEET_SCENES = 4
+# Worlds that are run together: few on a CPU, where a larger batch is no faster and needs more memory.
+GROUP = {"cpu": 4, "cuda": 32}
+# Values of every scene by the name of their measure: [B, horizons].
+Table = dict[str, list[Tensor]]
+
+
+def evaluate(
+    model: WorldModel,
+    *,
+    scenes: int = 32,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    frames: int = 64,
+    returns: Sequence[int] = RETURNS,
+    sheet: str | Path | None = None,
+) -> dict[str, Any]:
+    """Fidelity on held-out rooms and drives, as a mapping that JSON can hold.
+
+    Rooms have seeds from 10^9 upwards, drives are of the default mixture. Maps go from frames ahead, as text, to the
+    mean over scenes: PSNR in dB (of each scene, then the mean) on the pixels visible from frame 0 (`psnr_visible`,
+    and so `autoencoder`, the ceiling of any dream; `copy_first`; `wrong_camera`, the dream along another scene's
+    path) and on all (`psnr_all`, `there_and_back_db`), `ssim_all`, `visible_share`; and `pose_error_degrees`,
+    `pose_error_metres` on the first few scenes.
+
+    scenes: at least 2. device: of the ray-caster, the model's if None. frames: length of the drives, rounded up to
+    whole chunks. returns: frames after which the camera is back at its first pose, multiples of the first of them.
+    sheet: a PNG to write, with the first scenes. Raises ConfigError and StorageError. Progress goes to standard
+    error.
+    """
+    where = model.device if device is None else torch.device(device)
+    chunk = model.config.frames_per_chunk
+    drives = held_out(model.config, scenes, seed, math.ceil(frames / chunk) * chunk, where)
+    few = max(2, min(scenes // 4, RETURN_SCENES))
+    back = held_out(model.config, few, seed, returns[0], where, "there_and_back") if returns else None
+    horizons = [k for k in HORIZONS if k <= drives.poses.shape[1] - 1]
+    work = 2 * len(drives) * (drives.poses.shape[1] - 1) + (len(back) * returns[-1] if back else 0)
+    with tqdm(total=work, unit="frame", desc="eval rooms") as bar:
+        report, pictures = _fidelity(model, drives, horizons, bar.update)
+        if back is not None:
+            report["there_and_back_db"] = _there_and_back(model, back, returns, bar.update)
+    if sheet is not None:
+        save_sheet(contact_sheet(*pictures, [0, *horizons]), sheet)
+    return _headline(model, scenes, seed, drives.poses.shape[1] - 1) | report
+
+
+def _headline(model: WorldModel, scenes: int, seed: int, frames: int) -> dict[str, Any]:
+    config, device = model.config, model.device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return {
+        "bundle": config.name,
+        "bundle_sha256": model.fingerprint,
+        "device": device.type,
+        "machine": machine,
+        "precision": str(model.dtype).removeprefix("torch."),
+        "resolution": [config.height, config.width],
+        "scenes": scenes,
+        "seed": seed,
+        "frames": frames,
+    }
+
+
+def _fidelity(
+    model: WorldModel, drives: HeldOut, horizons: list[int], progress: Progress
+) -> tuple[dict[str, Any], tuple[Any, Any]]:
+    """The measures along the drives, and truth and dream of the first scenes for the sheet."""
+    table: Table = defaultdict(list)
+    size = GROUP[model.device.type]
+    strays = drives.on_anothers_path().groups(size)
+    made, seconds, worst = 0, 0.0, 0.0
+    sheets: list[tuple[Tensor, Tensor]] = []
+    for group, stray in zip(drives.groups(size), strays, strict=True):
+        own, pictures = _judge(model, group, stray, horizons, table, progress)
+        if not sheets:
+            worst = _streaming(model, group, own)
+        if sum(len(truth) for truth, _ in sheets) < SHEET_SCENES:
+            sheets.append(pictures)
+        made, seconds = made + own.made, seconds + own.seconds
+    truth, dreamt = (torch.cat(rows)[:SHEET_SCENES].cpu().numpy() for rows in zip(*sheets))
+    pose = _pose_errors(table, [k for k in horizons if k in POSE_HORIZONS])
+    maps = {name: _by_horizon(torch.cat(rows), horizons) for name, rows in table.items() if not name.startswith("pose")}
+    return maps | pose | {"streaming_error": worst, "fps": made / seconds}, (truth, dreamt)
+
+
+def _judge(
+    model: WorldModel, group: HeldOut, stray: HeldOut, horizons: list[int], table: Table, progress: Progress
+) -> tuple[Dream, tuple[Tensor, Tensor]]:
+    """Appends every measure of a group of scenes to the table; returns its dream, and pictures for the sheet."""
+    truth = group.truth(group.poses)
+    video, depth = truth.rgb, truth.depth
+    at = torch.tensor(horizons, device=video.device)
+    seen = visible(depth[:, at], group.poses[:, horizons], depth[:, 0], group.poses[:, 0], group.intrinsics())
+    own = dream(model, video[:, 0], group.seeds, group.poses, [0, *horizons], progress)
+    wrong = dream(model, video[:, 0], group.seeds, stray.poses, horizons, progress).frames.to(video.device)
+    dreamt, target = own.frames[:, 1:].to(video.device), video[:, at]
+    ceiling = reconstruction(model, video).to(video.device)[:, at]
+    still = video[:, :1].expand_as(target)
+    table["psnr_visible"].append(psnr(dreamt, target, seen))
+    table["psnr_all"].append(psnr(dreamt, target))
+    table["ssim_all"].append(ssim(dreamt, target))
+    table["autoencoder"].append(psnr(ceiling, target, seen))
+    table["copy_first"].append(psnr(still, target, seen))
+    table["wrong_camera"].append(psnr(wrong, target, seen))
+    table["visible_share"].append(seen.double().mean((-2, -1)))
+    measured = sum(len(rows) for rows in table["pose"])
+    if measured < POSE_SCENES and any(k in POSE_HORIZONS for k in horizons):
+        few = group.part(0, POSE_SCENES - measured)
+        table["pose"].append(_pose_offsets(few, dreamt[: len(few)], seen[: len(few)], horizons))
+    return own, (video[:, [0, *horizons]], own.frames)
+
+
+def _pose_offsets(few: HeldOut, dreamt: Tensor, seen: Tensor, horizons: list[int]) -> Tensor:
+    """Offsets [B, T, 6] of the dreamt frames from their poses at the horizons of POSE_HORIZONS, compared at half
+    size.
+    """
+    columns = [index for index, k in enumerate(horizons) if k in POSE_HORIZONS]
+    pictures = dreamt[:, columns].float().flatten(0, 1).movedim(-1, 1)
+    halved = functional.avg_pool2d(pictures, 2).movedim(1, -1).unflatten(0, (len(few), len(columns)))
+    mask = functional.avg_pool2d(seen[:, columns].float(), 2) == 1
+    poses = few.poses[:, [horizons[column] for column in columns]].to(dreamt.device)
+    return refine(halved, poses, lambda where: few.truth(where, halved=2).rgb.float(), mask)
+
+
+def _pose_errors(table: Table, horizons: list[int]) -> dict[str, Any]:
+    if not table["pose"]:
+        return {}
+    degrees, metres = magnitude(torch.cat(table["pose"]))
+    return {
+        "pose_error_degrees": _by_horizon(degrees, horizons),
+        "pose_error_metres": _by_horizon(metres, horizons),
+        "pose_error_scenes": len(degrees),
+    }
+
+
+def _streaming(model: WorldModel, group: HeldOut, own: Dream) -> float:
+    """The streamed and the one-pass denoiser on the first scene's dream."""
+    first = group.part(0, 1)
+    return streaming_error(model, own.latents[:1], first.poses[:, 0], first.poses[:, 1:], first.intrinsics())
+
+
+def _there_and_back(model: WorldModel, drives: HeldOut, returns: Sequence[int], progress: Progress) -> dict[str, Any]:
+    """PSNR of the frames at which the camera is back at its first pose, going out and back again and again."""
+    loop = drives.poses[:, 1:]
+    laps = returns[-1] // returns[0]
+    poses = torch.cat([drives.poses[:, :1], *[loop] * laps], dim=1)
+    first = drives.truth(poses[:, :1]).rgb
+    made = dream(model, first[:, 0], drives.seeds, poses, returns, progress).frames
+    return _by_horizon(psnr(made.to(first.device), first.expand(-1, len(returns), -1, -1, -1)), list(returns))
+
+
+def _by_horizon(values: Tensor, horizons: Sequence[int]) -> dict[str, float | None]:
+    """Mean over scenes of values [B, horizons], rounded; None where no scene has one."""
+    means = (mean_where_finite(column) for column in values.unbind(1))
+    return {str(k): None if math.isnan(mean) else round(mean, 4) for k, mean in zip(horizons, means)}
