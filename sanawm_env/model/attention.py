@@ -20,7 +20,7 @@ from sanawm_env.model.feed_forward import Memory
 from sanawm_env.model.window import WindowReader
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Geometry:
     """Positions and rays of one call, shared by its blocks.
 

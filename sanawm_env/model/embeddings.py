@@ -63,7 +63,7 @@ def world_by_world(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return function(functional.pad(flat, (0, -flat.shape[1] % 64)))[:, : flat.shape[1]].reshape(x.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rotation:
     """Cosine and sine of rotary angles, each [B, T, S, 1, lanes / 2] (or broadcastable to it), fp32."""
 
@@ -80,7 +80,7 @@ class Rotation:
         return torch.stack([even * self.cos - odd * sin, even * sin + odd * self.cos], dim=-1).flatten(-2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RotaryFrequencies:
     """Split of a head's pairs into time, row and column, and the camera branch's leading part of each (spec dit.md 3.5)."""
 
@@ -145,7 +145,7 @@ def transform_rays(x: Tensor, matrix: Tensor) -> Tensor:
     return (groups[..., None, :] * matrix[:, :, :, None, None]).sum(-1).flatten(-2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RayEncoding:
     """UCPE encoding of one call's tokens: half of each head by ray transforms, half by the camera's rotary angles (spec dit.md 3.8.4)."""
 

@@ -16,7 +16,7 @@ from sanawm_env.model.embeddings import RotaryFrequencies
 NAMES = ("k", "v", "ke", "ve")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WindowReader:
     """Keys and values that the chunks of one call read, laid out as [current | sink | previous].
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from sanawm_env.training.loop import (
     save_checkpoint,
     set_rate,
 )
+from sanawm_env.training.ranks import Ranks
 from sanawm_env.training.objective import Levels, imagined, mixture_loss, noised, streamed_loss
 from sanawm_env.world import WorldModel, initial, step
 
@@ -78,8 +80,9 @@ class DenoiserTraining:
 class DenoiserRun:
     """One run of the stage: resumes from `out/denoiser.pt` when it is there."""
 
-    def __init__(self, settings: DenoiserTraining, world: WorldConfig, autoencoder: Autoencoder, device: torch.device) -> None:
-        self.settings, self.world, self.device = settings, world, device
+    def __init__(self, settings: DenoiserTraining, world: WorldConfig, autoencoder: Autoencoder, ranks: Ranks) -> None:
+        self.settings, self.world, self.ranks, self.device = settings, world, ranks, ranks.device
+        device = self.device
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
         torch.manual_seed(settings.seed)
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -97,7 +100,10 @@ class DenoiserRun:
         for optimiser, state in zip(self.optimisers, saved.get("optimisers", []), strict=False):
             optimiser.load_state_dict(state)
         self.plain = copy.deepcopy(self.denoiser)  # runs the validation without recompiling anything
+        self.progress = 0.0
+        torch.manual_seed(settings.seed + 1 + 1000 * self.first_step + ranks.index)
         if settings.compiled:
+            torch._dynamo.config.recompile_limit = 64  # two kinds of block, each in half a dozen shapes
             for block in self.denoiser.blocks:
                 block.compile(dynamic=False)
 
@@ -106,7 +112,7 @@ class DenoiserRun:
         settings = self.settings
         log, validated = Log(settings.log_seconds), self.clock.seconds
         bank, is_long = None, False
-        while not self.clock.expired and (settings.max_steps is None or self.step - self.first_step < settings.max_steps):
+        while self._goes_on():
             if bank is None or is_long != self._is_long():
                 is_long = self._is_long()
                 bank = self._bank(bank, is_long)
@@ -114,14 +120,22 @@ class DenoiserRun:
             if self.step % settings.fresh_every == 0:
                 bank.refresh()
             loss, norm = self._step(bank.draw(self._batch(is_long)), weight)
-            log(self.step, self.clock.progress, loss=loss, norm=norm)
-            if self.clock.seconds - validated > 60 * settings.validate_minutes:
+            if self.ranks.is_first:
+                log(self.step, self.progress, loss=loss, norm=norm)
+            if self.ranks.is_first and self.clock.seconds - validated > 60 * settings.validate_minutes:
                 validated = self.clock.seconds
                 print(json.dumps({"step": self.step, **self.validate()}), flush=True)
         if bank is not None:
             bank.source.close()
-        self.save()
+        if self.ranks.is_first:
+            self.save()
         return self.averaged()
+
+    def _goes_on(self) -> bool:
+        """Whether to take another step; all ranks read rank 0's clock, so that they stop and change phase together."""
+        self.progress = self.ranks.agree(self.clock.progress)
+        done = self.settings.max_steps is not None and self.step - self.first_step >= self.settings.max_steps
+        return not done and not self.ranks.agree(float(self.clock.expired))
 
     def save(self) -> None:
         save_checkpoint(
@@ -139,7 +153,7 @@ class DenoiserRun:
         return self.plain
 
     def _is_long(self) -> bool:
-        return self.clock.progress > 1 - self.settings.long_share
+        return self.progress > 1 - self.settings.long_share
 
     def _batch(self, is_long: bool) -> int:
         settings = self.settings
@@ -151,7 +165,7 @@ class DenoiserRun:
             old.source.close()
         latents = settings.long_latents if is_long else settings.latents
         # Every run and phase draws scenes that no other one has drawn.
-        first_seed = settings.first_seed + 10_000_000 * int(self.clock.spent > 0) + 40_000_000 * int(is_long) + 64 * self.first_step
+        first_seed = settings.first_seed + 100_000_000 * self.ranks.index + 40_000_000 * int(is_long) + 1000 * self.first_step
         source = ClipSource(
             self.world,
             self.autoencoder,
@@ -167,10 +181,11 @@ class DenoiserRun:
         settings = self.settings
         chunks = clip_chunks(clips.latents.shape[1], self.world.chunk_latents)
         given = self._given(clips)
-        set_rate(self.optimisers, rate_factor(self.clock.progress, self.step - self.first_step, settings.warmup))
+        set_rate(self.optimisers, rate_factor(self.progress, self.step - self.first_step, settings.warmup))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss = self._loss(clips.latents, given, chunks, weight)
         loss.backward()
+        self.ranks.average_gradients(self.denoiser)
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), settings.clip)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -181,13 +196,14 @@ class DenoiserRun:
 
     def _loss(self, clean: Tensor, given: Conditioning, chunks: ChunkGrid, weight: Tensor) -> Tensor:
         settings = self.settings
-        if torch.rand(()) < settings.mixture_share:
+        choice = random.Random(self.step)  # the same on every rank, so that none waits for another's longer step
+        if choice.random() < settings.mixture_share:
             dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
             memory = self.denoiser.memory(clean.shape[0], self.world.grid, device=self.device, dtype=dtype)
             return mixture_loss(self.denoiser, clean, given, chunks, memory, settings.levels.shift, weight)
         history = clean
-        if self.clock.progress > settings.imagined_from and torch.rand(()) < settings.imagined_share:
-            for _ in range(int(torch.randint(1, 3, ()))):
+        if self.progress > settings.imagined_from and choice.random() < settings.imagined_share:
+            for _ in range(choice.randint(1, 2)):
                 history = imagined(self.denoiser, clean, history, given, chunks)
         amount = settings.context_noise * torch.rand(clean.shape[0], 1, device=clean.device) * 1000
         level = amount.expand(-1, clean.shape[1]).clone()
