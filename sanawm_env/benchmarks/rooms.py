@@ -1,0 +1,191 @@
+"""Speed of the Rooms world and of its ray-caster: `sanawm bench rooms`.
+
+On a machine without the command line's packages: `PYTHONPATH=. python3 -m sanawm_env.benchmarks.rooms device=cuda`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sanawm_env.benchmarks.machine import append_line, machine, peak_memory, percentiles, reset_peak, timed
+from sanawm_env.bundle import load
+from sanawm_env.config import from_mapping, parse_overrides
+from sanawm_env.errors import BackendError, ConfigError, SanaWMError
+from sanawm_env.rooms import render, sample_scenes, sample_trajectories
+from sanawm_env.world import WorldModel, initial, step
+
+# Largest difference of one step's latents between a batch and a single world, relative to their size.
+BATCH_TOLERANCE = {("cpu", torch.float32): 0.0, ("cpu", torch.bfloat16): 0.0, ("cuda", torch.float32): 1e-5}
+LOW_PRECISION_TOLERANCE = 2e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRooms:
+    """What to measure. batch: worlds at a time, one measurement each. precision: likewise. chunks: timed steps.
+
+    decode: with pixels, or latents only (what a planner pays), or both. renderer: whether the ray-caster is timed too,
+    over `renderer_frames` frames of 8 rooms. out: file that gets one JSON line a run.
+    """
+
+    bundle: str = "rooms"
+    device: str = "cpu"
+    batch: tuple[int, ...] = (1,)
+    precision: tuple[Literal["bf16", "fp32"], ...] = ("bf16", "fp32")
+    decode: tuple[bool, ...] = (True, False)
+    chunks: int = 16
+    warmup: int = 3
+    renderer: bool = True
+    renderer_frames: int = 64
+    renderer_repeats: int = 5
+    out: Path = Path("outputs/bench/rooms.jsonl")
+
+    def __post_init__(self) -> None:
+        if self.chunks < 1 or self.warmup < 1 or min(self.batch, default=0) < 1:
+            raise ConfigError(
+                f"chunks {self.chunks}, warmup {self.warmup}, batch {self.batch}: expected 1 or more of each"
+            )
+
+
+def run(config: BenchRooms, progress: Callable[[str], None] = print) -> dict[str, Any]:
+    """Measures everything the config asks for, appends one JSON line to `config.out` and returns it.
+
+    `progress` gets one line of text a measurement. BackendError if batches do not equal single worlds: no timing then.
+    """
+    device = torch.device(config.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackendError("device 'cuda' was asked for, this machine has none; pass device=cpu")
+    report: dict[str, Any] = {"benchmark": "rooms", **machine(device), "worlds": []}
+    for precision in config.precision:
+        model = load(config.bundle, device=config.device, precision=precision)
+        report["bundle_sha256"] = model.fingerprint
+        check_batch(model)
+        for batch in config.batch:
+            for decode in config.decode:
+                row = {"precision": precision, **stream(model, batch, config.chunks, config.warmup, decode=decode)}
+                report["worlds"].append(row)
+                progress(_sentence(row))
+        report.setdefault("state_bytes", model.empty_state(1).nbytes())
+    if config.renderer:
+        report["renderer"] = ray_caster(model, config.renderer_frames, config.renderer_repeats)
+        progress(f"ray-caster: {report['renderer']['frames_per_second']:.0f} frames/s")
+    append_line(config.out, report)
+    return report
+
+
+def stream(model: WorldModel, batch: int, chunks: int, warmup: int, *, decode: bool = True) -> dict[str, Any]:
+    """Frames a second and latency of `world.step` for `batch` worlds in step, after `warmup` chunks.
+
+    With decode=False only latents are made, as a planner does. Latency is of one chunk, in milliseconds.
+    """
+    state, _ = initial(model, pictures(model, batch), seeds=list(range(batch)))
+    state = state if decode else state.plan()
+    frames = model.config.frames_per_chunk
+    path = turning_path(batch, frames * (warmup + chunks), model.config.fps)
+    seconds = []
+    reset_peak(model.device)
+    for k in range(warmup + chunks):
+
+        def advance(poses: Tensor = path[:, k * frames : (k + 1) * frames]) -> None:
+            nonlocal state
+            state, _ = step(model, state, poses, decode=decode)
+
+        seconds.append(timed(advance, model.device))
+    seconds = seconds[warmup:]
+    return {
+        "batch": batch,
+        "decode": decode,
+        "frames_per_second": round(batch * frames / statistics.median(seconds), 2),
+        "chunk_ms": percentiles(seconds),
+        "frames_per_chunk": frames,
+        "peak_memory_bytes": peak_memory(model.device),
+    }
+
+
+def ray_caster(model: WorldModel, frames: int, repeats: int) -> dict[str, Any]:
+    """Frames a second of the ground truth at the model's size, compiled on a GPU; the first call is not counted."""
+    config, device = model.config, model.device
+    scenes = sample_scenes(range(8), device=str(device))
+    driven = sample_trajectories(scenes, range(8), frames - 1, config.fps, kind="look_around")
+    poses = torch.as_tensor(driven.poses, device=device)
+    draw = torch.compile(render) if device.type == "cuda" else render
+
+    def work() -> None:
+        draw(scenes, poses, config.intrinsics, (config.height, config.width))
+
+    work()
+    seconds = [timed(work, device) for _ in range(repeats)]
+    return {
+        "frames_per_second": round(poses.shape[0] * poses.shape[1] / statistics.median(seconds), 1),
+        "frames_per_call": poses.shape[0] * poses.shape[1],
+        "compiled": device.type == "cuda",
+    }
+
+
+def check_batch(model: WorldModel) -> None:
+    """Whether two worlds in a batch do what each does alone; BackendError otherwise, so that nothing wrong is timed."""
+    images, poses = pictures(model, 2), turning_path(2, model.config.frames_per_chunk, model.config.fps)
+    both, _ = initial(model, images, seeds=[0, 1])
+    _, together = step(model, both, poses, decode=False)
+    for row in range(2):
+        single, _ = initial(model, images[row : row + 1], seeds=[row])
+        _, alone = step(model, single, poses[row : row + 1], decode=False)
+        size = alone.latents.abs().max()
+        difference = float((together.latents[row] - alone.latents[0]).abs().max() / size)
+        allowed = BATCH_TOLERANCE.get((model.device.type, model.dtype), LOW_PRECISION_TOLERANCE)
+        if not difference <= allowed:
+            raise BackendError(
+                f"world {row} of a batch differs from the same world alone by {difference:.1e}, allowed {allowed:.1e}; "
+                "nothing was timed. Run the tests of this machine first"
+            )
+
+
+def pictures(model: WorldModel, batch: int) -> np.ndarray:
+    """First pictures [batch, H, W, 3]: smooth colours, different a world; speed does not depend on what they show."""
+    height, width = model.config.height, model.config.width
+    y, x = np.mgrid[:height, :width]
+    shown = [np.stack([x + 7 * i, y + 3 * i, x + y], -1) * 255 // (height + width + 7 * batch) for i in range(batch)]
+    return np.stack(shown).astype(np.uint8)
+
+
+def turning_path(batch: int, frames: int, fps: float) -> Tensor:
+    """Poses [batch, frames, 4, 4] of a camera on a circle, 0.3 m/s and 0.3 rad/s, the same for every world."""
+    angle = 0.3 * torch.arange(1, frames + 1, dtype=torch.float64) / fps
+    poses = torch.eye(4, dtype=torch.float64).repeat(frames, 1, 1)
+    poses[:, 0, 0], poses[:, 0, 2] = angle.cos(), -angle.sin()
+    poses[:, 2, 0], poses[:, 2, 2] = angle.sin(), angle.cos()
+    poses[:, 0, 3], poses[:, 2, 3] = angle.cos() - 1, angle.sin()
+    return poses.expand(batch, frames, 4, 4)
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    kind = "decoded" if row["decode"] else "latents only"
+    latency = row["chunk_ms"]
+    return (
+        f"batch {row['batch']}, {row['precision']}, {kind}: {row['frames_per_second']:.1f} frames/s, chunk of "
+        f"{row['frames_per_chunk']} in {latency['p50']:.1f} ms (p90 {latency['p90']:.1f}, p99 {latency['p99']:.1f}), "
+        f"peak memory {row['peak_memory_bytes'] / 2**20:.0f} MiB"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the benchmark that `key=value` arguments describe and prints its JSON line last."""
+    try:
+        print(json.dumps(run(from_mapping(BenchRooms, parse_overrides(arguments)))))
+    except SanaWMError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,158 @@
+"""The command `sanawm`: each subcommand composes its YAML, builds a dataclass, calls one library function, prints.
+
+`configs/<command>.yaml` holds the values; flags and `key=value` arguments override them, in Hydra's syntax.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sanawm_env.config import from_mapping
+from sanawm_env.errors import ConfigError, SanaWMError, nearest
+
+T = TypeVar("T")
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRooms:
+    """What `sanawm eval rooms` is told; the meaning of each is in `sanawm_env.evaluation.evaluate`."""
+
+    bundle: str = "rooms"
+    device: str | None = None
+    precision: str = "auto"
+    scenes: int = 32
+    seed: int = 0
+    frames: int = 64
+    returns: tuple[int, ...] = (128, 256)
+    sheet: Path | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand. Exit status: 0 done, 2 refused (one line says why and what to do), 130 interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except SanaWMError as error:
+        print(f"sanawm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sanawm: interrupted; nothing is left half written", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def compose(command: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping of `configs/<command>.yaml` with `key=value` overrides. ConfigError names the nearest known key."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    with initialize_config_module("sanawm_env.configs", version_base="1.3"):
+        known = hydra_compose(command)
+        try:
+            chosen = OmegaConf.to_container(hydra_compose(command, list(overrides)), resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_reason(error, overrides, [str(key) for key in known])) from error
+    return {str(key): value for key, value in dict(chosen).items()}  # type: ignore[arg-type]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every subcommand with its flags."""
+    top = argparse.ArgumentParser(prog="sanawm", description="The SANA-WM world model as a simulator.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    demo = _command(commands, "demo", _demo, "step the shipped world along a tour, beside its ground truth")
+    _flags(demo, frames=int, scene_seed=int, out=str, device=str, bundle=str)
+    evaluate = _subjects(commands, "eval", "how faithful a world is to its ground truth")
+    rooms = _command(evaluate, "rooms", _eval_rooms, "on held-out rooms and drives")
+    _flags(rooms, scenes=int, seed=int, device=str, bundle=str, sheet=str)
+    rooms.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    bench = _subjects(commands, "bench", "speed and memory")
+    rooms = _command(bench, "rooms", _bench_rooms, "frames/s, latency and memory of the Rooms world")
+    _flags(rooms, device=str, bundle=str, chunks=int, out=str)
+    rooms.add_argument("--batch", type=int, nargs="+", metavar="N", help="worlds at a time, one measurement each")
+    train = _subjects(commands, "train", "train a world")
+    _command(train, "rooms-autoencoder", _train, "pictures to latents and back")
+    _command(train, "rooms-denoiser", _train, "the world in latents; writes a bundle")
+    _command(train, "smoke", _train, "every stage for a few steps on a CPU")
+    return top
+
+
+def _subjects(commands: Any, name: str, summary: str) -> Any:
+    return commands.add_parser(name, help=summary, description=summary).add_subparsers(required=True, metavar="SUBJECT")
+
+
+def _command(commands: Any, name: str, run: Callable[[Any], None], summary: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="values in place of those of the YAML file")
+    command.set_defaults(run=run, name=name, flags=())
+    return command
+
+
+def _flags(command: argparse.ArgumentParser, **kinds: Callable[[str], Any]) -> None:
+    for name, kind in kinds.items():
+        command.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=name.split("_")[-1].upper())
+    command.set_defaults(flags=tuple(kinds))
+
+
+def _build(cls: type[T], command: str, options: argparse.Namespace) -> T:
+    """The dataclass of a command from its YAML, `key=value` arguments, and flags, the later the stronger."""
+    given = {name: getattr(options, name) for name in options.flags}
+    mapping = compose(command, options.overrides) | {name: value for name, value in given.items() if value is not None}
+    return from_mapping(cls, mapping)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from sanawm_env.demo import DemoConfig, run
+
+    run(_build(DemoConfig, "demo", options))
+
+
+def _eval_rooms(options: argparse.Namespace) -> None:
+    config = _build(EvalRooms, "eval_rooms", options)
+    from sanawm_env.bundle import load
+    from sanawm_env.evaluation import evaluate
+    from sanawm_env.evaluation.summary import summary
+
+    model = load(config.bundle, device=config.device, precision=config.precision)
+    report = evaluate(
+        model, scenes=config.scenes, seed=config.seed, frames=config.frames, returns=config.returns, sheet=config.sheet
+    )
+    print(json.dumps(report) if options.json else summary(report))
+
+
+def _bench_rooms(options: argparse.Namespace) -> None:
+    from sanawm_env.benchmarks.rooms import BenchRooms, run
+
+    options.flags = (*options.flags, "batch")
+    report = run(_build(BenchRooms, "bench_rooms", options))
+    print(json.dumps(report))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from sanawm_env.training import run_stage
+
+    run_stage(options.name, compose(f"train_{options.name.replace('-', '_')}", options.overrides))
+
+
+def _reason(error: Exception, overrides: Sequence[str], known: Sequence[str]) -> str:
+    """Hydra's complaint in one line of ours."""
+    missing = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", f"{error} {error.__cause__}")
+    if missing:
+        name = missing.group(2) or missing.group(1)
+        return f"unknown key {name!r}; {nearest(name, known)}"
+    first = str(error).strip().splitlines()[0]
+    return f"arguments {list(overrides)} are not understood ({first}); write them as key=value"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

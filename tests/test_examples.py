@@ -1,0 +1,49 @@
+"""Every example runs unedited with few steps on a CPU, and so does the first lesson of the README."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("[0-9]*.py"))
+MAX_LINES = 60
+
+
+def run(arguments: list[str], cwd: Path) -> str:
+    done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_there_are_examples() -> None:
+    assert {"01_first_steps.py", "02_fork_and_plan.py"} <= set(EXAMPLES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_runs(name: str, tmp_path: Path) -> None:
+    assert run([str(ROOT / "examples" / name), "--steps", "2", "--device", "cpu"], tmp_path), "it should say something"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_is_short(name: str) -> None:
+    assert len((ROOT / "examples" / name).read_text().splitlines()) <= MAX_LINES
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def test_the_readme_has_code() -> None:
+    assert python_blocks()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(len(python_blocks())))
+def test_readme_code_runs(index: int, tmp_path: Path) -> None:
+    run(["-c", python_blocks()[index]], tmp_path)
