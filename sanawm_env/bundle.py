@@ -1,0 +1,196 @@
+"""Bundles: a folder with one world model's configuration, weights and provenance, every file under its SHA-256."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sanawm_env.config import from_mapping
+from sanawm_env.errors import BundleError, ConfigError, StorageError, nearest
+from sanawm_env.kernels.backend import native_bf16
+from sanawm_env.model.autoencoder import Autoencoder
+from sanawm_env.model.checkpoint import read_weights, write_weights
+from sanawm_env.model.config import WorldConfig
+from sanawm_env.model.denoiser import Denoiser
+from sanawm_env.world import WorldModel
+
+EMBEDDED = Path(__file__).parent / "bundles"
+DESCRIPTION = "bundle.json"
+FORMAT = 1
+LICENCE = "Apache-2.0"
+Precision = Literal["auto", "bf16", "fp32"]
+
+_loaded: dict[tuple[str, str, str, torch.dtype], WorldModel] = {}
+_lock = threading.Lock()
+
+
+def load(
+    name_or_path: str | Path = "rooms", *, device: torch.device | str | None = None, precision: Precision = "auto"
+) -> WorldModel:
+    """The world model of an embedded bundle's name or of a bundle's folder; loaded once a process, then shared.
+
+    device: None takes CUDA where there is one. precision: "auto" is bf16 where the device multiplies it natively, else fp32.
+    BundleError: an unknown name, a missing or damaged file, a bundle of another format.
+    """
+    folder = _folder(name_or_path)
+    target = torch.device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = _dtype(precision, target)
+    description, fingerprint = _read_description(folder)
+    key = (str(folder), fingerprint, str(target), dtype)
+    with _lock:
+        if key not in _loaded:
+            _loaded[key] = _build(folder, description, fingerprint, target, dtype)
+        return _loaded[key]
+
+
+def save(directory: str | Path, model: WorldModel, provenance: dict[str, Any], *, bits: int = 8, replace: bool = False) -> Path:
+    """Writes a bundle, whole or not at all, and returns its folder.
+
+    provenance: where the weights come from, as JSON. bits: of large matrices, 8, 16 or 32 (checkpoint.py). replace: whether a bundle in
+    `directory` may be replaced. BundleError when something is there already, StorageError when the disk refuses.
+    """
+    target = Path(directory)
+    if target.exists() and not (replace and (target / DESCRIPTION).exists()):
+        raise BundleError(f"{target} exists already; choose another folder, or replace=True where it holds a bundle.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise StorageError(f"bundle {target} cannot be written ({error}); choose a folder on a disk with space.") from error
+    try:
+        _write(partial, model, provenance, bits)
+        _put_in_place(partial, target)
+    except OSError as error:
+        raise StorageError(f"bundle {target} cannot be written ({error}); choose a folder on a disk with space.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def description(name_or_path: str | Path = "rooms") -> dict[str, Any]:
+    """What bundle.json says: config, rates, strides, files, units, licence, provenance."""
+    return _read_description(_folder(name_or_path))[0]
+
+
+def known() -> list[str]:
+    """Names of the embedded bundles."""
+    return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{DESCRIPTION}"))
+
+
+def _folder(name_or_path: str | Path) -> Path:
+    embedded = EMBEDDED / str(name_or_path)
+    if isinstance(name_or_path, str) and "/" not in name_or_path and (embedded / DESCRIPTION).is_file():
+        return embedded
+    folder = Path(name_or_path).expanduser()
+    if (folder / DESCRIPTION).is_file():
+        return folder.resolve()
+    if folder.is_dir():
+        raise BundleError(f"folder {folder} is no bundle: it holds no {DESCRIPTION}; give the folder that holds one.")
+    raise BundleError(f"bundle {str(name_or_path)!r} is unknown; {nearest(str(name_or_path), known())}")
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ConfigError(f"precision is {precision!r}; {nearest(precision, ('auto', 'bf16', 'fp32'))}")
+    if precision == "auto":
+        return torch.bfloat16 if native_bf16(device) else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _read_description(folder: Path) -> tuple[dict[str, Any], str]:
+    path = folder / DESCRIPTION
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        config, files, version = told["config"], told["files"], told["format"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{path} is damaged ({type(error).__name__}: {error}); install or download the bundle again.") from error
+    if version != FORMAT:
+        raise BundleError(f"{path} is of format {version}, this version reads {FORMAT}; install a matching sanawm-env.")
+    return told, _fingerprint(config, files)
+
+
+def _fingerprint(config: Any, files: Any) -> str:
+    """SHA-256 of what decides the frames: configuration and weights, not the provenance."""
+    return hashlib.sha256(json.dumps([config, files], sort_keys=True).encode()).hexdigest()
+
+
+def _build(folder: Path, told: dict[str, Any], fingerprint: str, device: torch.device, dtype: torch.dtype) -> WorldModel:
+    config = _config(folder, told["config"])
+    for name, expected in told["files"].items():
+        _verify(folder / name, expected)
+    denoiser = Denoiser(config.denoiser)
+    autoencoder = Autoencoder(config.autoencoder)
+    for stem, module in (("denoiser", denoiser), ("autoencoder", autoencoder)):
+        weights = read_weights(folder / name for name in told["files"] if name.startswith(f"{stem}-"))
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1:2]
+            raise BundleError(f"{folder}: the weights of the {stem} do not fit its configuration ({first}).") from error
+    return WorldModel(config, denoiser.to(device, dtype), autoencoder.to(device, dtype), fingerprint)
+
+
+def _config(folder: Path, mapping: Any) -> WorldConfig:
+    try:
+        return from_mapping(WorldConfig, mapping)
+    except ConfigError as error:
+        raise BundleError(f"{folder / DESCRIPTION} describes a world this version cannot build: {error}") from error
+
+
+def _verify(path: Path, expected: dict[str, Any]) -> None:
+    again = "install or download the bundle again."
+    if not path.is_file():
+        raise BundleError(f"weight file {path} is missing; {again}")
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise BundleError(f"weight file {path} has {size} bytes, expected {expected['bytes']}: it is truncated or changed; {again}")
+    found = _sha256(path)
+    if found != expected["sha256"]:
+        raise BundleError(f"weight file {path} has SHA-256 {found[:12]}..., expected {expected['sha256'][:12]}...; {again}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(folder: Path, model: WorldModel, provenance: dict[str, Any], bits: int) -> None:
+    names = write_weights(folder, "denoiser", model.denoiser.state_dict(), bits=bits)
+    names += write_weights(folder, "autoencoder", model.autoencoder.state_dict(), bits=bits)
+    config = model.config
+    told = {
+        "format": FORMAT,
+        "name": config.name,
+        "fps": config.fps,
+        "frame": {"height": config.height, "width": config.width, "intrinsics": list(config.intrinsics)},
+        "strides": {"temporal": config.temporal_stride, "spatial": config.spatial_stride},
+        "timesteps": list(config.timesteps),
+        "units": {"length": "metre", "time": "second", "units_per_metre": config.units_per_metre, "axes": "OpenCV"},
+        "licence": LICENCE,
+        "bits": bits,
+        "config": dataclasses.asdict(config),
+        "files": {name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in names},
+        "provenance": provenance,
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Renames the finished folder to `target`; an old bundle there goes only when the new one stands."""
+    os.chmod(partial, 0o755)
+    if not target.exists():
+        partial.rename(target)
+        return
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old)

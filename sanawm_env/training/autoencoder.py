@@ -1,0 +1,298 @@
+"""Stage `rooms-autoencoder`: the Rooms autoencoder on clips rendered as it trains, by wall clock and over as many runs as it takes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sanawm_env.config import from_mapping
+from sanawm_env.errors import BundleError
+from sanawm_env.evaluation.metrics import psnr
+from sanawm_env.model.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
+from sanawm_env.model.checkpoint import read_weights, write_weights
+from sanawm_env.training.frames import FrameBank, FrameSource, Picture, rendered, to_pixels
+from sanawm_env.training.latents import HELD_OUT_SEEDS, plan_paths
+from sanawm_env.training.loop import (
+    Ema,
+    Log,
+    WallClock,
+    load_checkpoint,
+    make_optimisers,
+    rate_factor,
+    save_checkpoint,
+    set_rate,
+)
+from sanawm_env.training.losses import decibels, reconstruction_loss
+from sanawm_env.training.ranks import Ranks
+
+VALIDATION_SEED = HELD_OUT_SEEDS + 400_000_000  # apart from the seeds that `sanawm eval rooms` uses
+SEEDS_A_RANK = 10_000_000
+DESCRIPTION = "autoencoder.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTraining:
+    """Settings of the stage.
+
+    out: folder of the checkpoint (autoencoder.pt) and of the result (autoencoder.json with its shards). minutes: wall clock of this run;
+    total_minutes: of the whole schedule, over all runs. batch: clips of `clip_frames` frames a step. bank, source_scenes, clips_a_path,
+    fresh_every, workers: clips kept on the device, rooms rendered at once, clips cut from each one's trajectory, steps between refreshes,
+    planning processes. noise: largest deviation of the noise added to latents before decoding, against the latents' own.
+    square, edges: weights of losses.py. muon_lr None trains with AdamW alone. first_seed: of the training rooms.
+    """
+
+    out: Path
+    minutes: float = 6.0
+    total_minutes: float | None = None
+    batch: int = 32
+    clip_frames: int = 17
+    bank: int = 2048
+    source_scenes: int = 32
+    clips_a_path: int = 4
+    fresh_every: int = 8
+    workers: int = 12
+    lr: float = 2e-3
+    muon_lr: float | None = None
+    warmup: int = 100
+    clip: float = 1.0
+    ema: float = 0.999
+    noise: float = 0.1
+    square: float = 10.0
+    edges: float = 0.5
+    first_seed: int = 0
+    seed: int = 0
+    compiled: bool = True
+    max_steps: int | None = None
+    log_seconds: float = 10.0
+    statistics_clips: int = 512
+    validation_scenes: int = 32
+    validation_frames: int = 64
+
+
+class AutoencoderRun:
+    """One run of the stage: model, averaged weights, optimisers and clock, resumed from `settings.out` where a checkpoint lies there."""
+
+    def __init__(self, settings: AutoencoderTraining, picture: Picture, config: AutoencoderConfig, ranks: Ranks) -> None:
+        self.settings, self.picture, self.ranks, self.device = settings, picture, ranks, ranks.device
+        device = self.device
+        torch.manual_seed(settings.seed)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+        self.model = Autoencoder(config).to(device)
+        saved = load_checkpoint(settings.out / "autoencoder.pt", device) or {}
+        if saved:
+            self.model.load_state_dict(saved["model"])
+        self.ema = Ema(self.model, settings.ema)
+        if saved:
+            self.ema.state, self.ema.updates = saved["ema"], saved["step"]
+        self.step = self.first_step = int(saved.get("step", 0))
+        self.used_seeds = int(saved.get("used_seeds", 0))
+        self.optimisers = make_optimisers(self.model, lr=settings.lr, muon_lr=settings.muon_lr)
+        for optimiser, state in zip(self.optimisers, saved.get("optimisers", []), strict=False):
+            optimiser.load_state_dict(state)
+        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.reconstruct: Callable[[Tensor, Tensor], Tensor] = self._reconstruct
+        if settings.compiled:
+            self.reconstruct = torch.compile(self._reconstruct, dynamic=False)
+        grid = (picture.height // config.spatial_stride, picture.width // config.spatial_stride)
+        self.cache = self.model.initial_cache(settings.batch, *grid)
+        self.progress = 0.0
+        torch.manual_seed(settings.seed + 1 + 1000 * self.first_step + ranks.index)
+        self.clock = WallClock(settings.minutes, settings.total_minutes, float(saved.get("seconds", 0.0)))
+
+    def train(self) -> dict[str, Any]:
+        """Trains until the clock or `max_steps` says stop; saves checkpoint and result; returns the held-out figures."""
+        settings = self.settings
+        source = self._source()
+        try:
+            bank, log = FrameBank(source, settings.bank), Log(settings.log_seconds)
+            while self._goes_on():
+                if self.step % settings.fresh_every == 0:
+                    bank.refresh()
+                loss, mean_square, norm = self._step(bank.draw(settings.batch))
+                if self.ranks.is_first:
+                    clips = settings.batch * self.ranks.count / max(1e-9, self._lap())
+                    log(self.step, self.progress, loss=loss, db=decibels(mean_square), norm=norm, clips_a_second=clips)
+            self.used_seeds += source.next_seed - self._first_seed()
+        finally:
+            source.close()
+        return self._finish(bank) if self.ranks.is_first else {}
+
+    def _finish(self, bank: FrameBank) -> dict[str, Any]:
+        self.save()
+        self.ema.copy_to(self.averaged)
+        self._measure_latents(bank)
+        metrics = self.validate()
+        self.export(metrics)
+        return metrics
+
+    def _goes_on(self) -> bool:
+        """Rank 0's clock decides for all: a rank that stopped alone would leave the others waiting."""
+        limit = self.settings.max_steps
+        over = self.clock.expired or (limit is not None and self.step - self.first_step >= limit)
+        self.progress = self.ranks.agree(2.0 if over else self.clock.progress)
+        return self.progress <= 1.0
+
+    def _lap(self) -> float:
+        """Seconds since the last call."""
+        now = time.monotonic()
+        lap, self._last = now - getattr(self, "_last", now - 1.0), now
+        return lap
+
+    def _first_seed(self) -> int:
+        return self.settings.first_seed + self.used_seeds + SEEDS_A_RANK * self.ranks.index
+
+    def _source(self) -> FrameSource:
+        settings = self.settings
+        return FrameSource(
+            self.picture,
+            scenes=settings.source_scenes,
+            clip_frames=settings.clip_frames,
+            clips_a_path=settings.clips_a_path,
+            first_seed=self._first_seed(),
+            workers=settings.workers,
+            device=self.device,
+        )
+
+    def _step(self, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        settings = self.settings
+        set_rate(self.optimisers, rate_factor(self.progress, self.step - self.first_step, settings.warmup))
+        # Half of the clips at most carry much noise: a clean latent must decode best.
+        amount = settings.noise * torch.rand(truth.shape[0], 1, 1, 1, 1, device=self.device) ** 2
+        with self._autocast():
+            shown = self.reconstruct(truth, amount)
+        loss = reconstruction_loss(shown, truth, square=settings.square, edges=settings.edges)
+        loss.backward()
+        self.ranks.average_gradients(self.model)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.ema.update(self.model)
+        self.step += 1
+        return loss.detach(), (shown.detach().float() - truth).square().mean(), norm
+
+    def _reconstruct(self, frames: Tensor, amount: Tensor) -> Tensor:
+        """Pixels decoded from latents with noise of `amount` times each channel's own deviation."""
+        latents = self.model.encode(frames)
+        scale = latents.detach().std(dim=(0, 1, 3, 4), keepdim=True)
+        latents = latents + amount * scale * torch.randn_like(latents)
+        return self.model.decode(latents, self.cache, started=False)[0]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    @torch.no_grad()
+    def _measure_latents(self, bank: FrameBank) -> None:
+        """Sets the averaged model's latent statistics from clips of the bank."""
+        count = max(1, self.settings.statistics_clips // self.settings.batch)
+        latents = torch.cat([self.averaged.encode(bank.draw(self.settings.batch)).cpu() for _ in range(count)])
+        raw = latents.transpose(1, 2).transpose(0, 1).flatten(1).to(self.device)
+        spread, centre = torch.std_mean(raw, dim=1)
+        # What encode() gave was normalised by the statistics of an earlier run.
+        vae = self.averaged.vae
+        self.averaged.set_statistics(centre * vae.latents_std + vae.latents_mean, spread * vae.latents_std)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """Held-out reconstruction of the averaged weights: mean PSNR over scenes, plain, with noisy latents, and in bf16."""
+        settings = self.settings
+        seeds = list(range(VALIDATION_SEED, VALIDATION_SEED + settings.validation_scenes))
+        path = plan_paths(seeds, settings.validation_frames, self.picture.fps)
+        frames = torch.cat(
+            [rendered(self.picture, seeds[i : i + 8], path[i : i + 8], self.device).cpu() for i in range(0, len(seeds), 8)]
+        )
+        plain, half = self.averaged, copy.deepcopy(self.averaged).bfloat16()
+        metrics: dict[str, Any] = {"psnr": self._psnr(plain, frames, 0.0)}
+        metrics |= {f"psnr_noise_{level}": self._psnr(plain, frames, level) for level in (0.05, 0.1)}
+        metrics["psnr_bf16"] = self._psnr(half, frames, 0.0)
+        later = self._psnr_by_frame(plain, frames)
+        metrics["psnr_by_frame"] = {str(k): later[k] for k in (0, 1, 4, 8, 16, 32, 64) if k < len(later)}
+        return metrics
+
+    def _psnr(self, model: Autoencoder, frames: Tensor, noise: float) -> float:
+        """Mean over scenes of the PSNR of all their frames together."""
+        rows = [psnr(self._shown(model, part, noise).flatten(1, 2), part.flatten(1, 2)) for part in frames.split(8)]
+        return round(float(torch.cat(rows).mean()), 3)
+
+    def _psnr_by_frame(self, model: Autoencoder, frames: Tensor) -> list[float]:
+        shown = torch.cat([self._shown(model, part, 0.0) for part in frames.split(8)])
+        return [round(float(psnr(shown[:, k], frames[:, k]).mean()), 3) for k in range(frames.shape[1])]
+
+    def _shown(self, model: Autoencoder, frames: Tensor, noise: float) -> Tensor:
+        """uint8 frames on the CPU after encoding and decoding."""
+        latents = model.encode(to_pixels(frames.to(self.device)))
+        latents = latents + noise * torch.randn_like(latents)
+        cache = model.initial_cache(latents.shape[0], *latents.shape[-2:])
+        return to_uint8(model.decode(latents, cache, started=False)[0]).cpu()
+
+    def save(self) -> None:
+        save_checkpoint(
+            self.settings.out / "autoencoder.pt",
+            model=self.model.state_dict(),
+            ema=self.ema.state,
+            optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
+            step=self.step,
+            used_seeds=self.used_seeds,
+            seconds=self.clock.seconds,
+        )
+
+    def export(self, metrics: dict[str, Any]) -> None:
+        """Writes the averaged weights and where they come from."""
+        last_seed = self.settings.first_seed + SEEDS_A_RANK * (self.ranks.count - 1) + self.used_seeds - 1
+        provenance = {
+            "steps": self.step,
+            "batch": self.settings.batch * self.ranks.count,
+            "devices": self.ranks.count,
+            "minutes": round(self.clock.seconds / 60, 2),
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            "torch": torch.__version__,
+            "training_seeds": [self.settings.first_seed, last_seed],
+            "validation_seeds": [VALIDATION_SEED, VALIDATION_SEED + self.settings.validation_scenes - 1],
+            "settings": dataclasses.asdict(self.settings) | {"out": str(self.settings.out.name)},
+            "metrics": metrics,
+        }
+        save_autoencoder(self.settings.out, self.averaged, provenance)
+
+
+def save_autoencoder(folder: Path, model: Autoencoder, provenance: dict[str, Any]) -> None:
+    """Writes autoencoder.json and its shards, fp32, to be read by `load_autoencoder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = write_weights(folder, "autoencoder", model.state_dict())
+    description = {"config": dataclasses.asdict(model.config), "files": files, "provenance": provenance}
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+
+
+def load_autoencoder(folder: Path) -> tuple[Autoencoder, dict[str, Any]]:
+    """The autoencoder that the stage left in `folder`, and its provenance. BundleError when there is none."""
+    path = folder / DESCRIPTION
+    if not path.exists():
+        raise BundleError(f"{path} does not exist; run the stage rooms-autoencoder with out={folder} first.")
+    description = json.loads(path.read_text())
+    model = Autoencoder(from_mapping(AutoencoderConfig, description["config"]))
+    model.load_state_dict(read_weights(folder / name for name in description["files"]))
+    return model.eval().requires_grad_(False), description["provenance"]
+
+
+def train_autoencoder(
+    settings: AutoencoderTraining, picture: Picture, config: AutoencoderConfig, ranks: Ranks
+) -> dict[str, Any]:
+    """Runs the stage and prints its held-out figures."""
+    run = AutoencoderRun(settings, picture, config, ranks)
+    parts = {name: sum(p.numel() for p in getattr(run.model.vae, name).parameters()) for name in ("encoder", "decoder")}
+    if ranks.is_first:
+        print(f"autoencoder: {parts} parameters, from step {run.step}, {ranks.count} x {ranks.device.type}", flush=True)
+    metrics = run.train()
+    if ranks.is_first:
+        print(json.dumps({"step": run.step, "minutes": round(run.clock.seconds / 60, 2), **metrics}), flush=True)
+    return metrics

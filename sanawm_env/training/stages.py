@@ -1,0 +1,109 @@
+"""The training stages by name, built from a plain mapping of settings: what the command line and `python -m` both call."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sanawm_env.bundle import save as save_bundle
+from sanawm_env.config import from_mapping
+from sanawm_env.errors import BackendError, ConfigError, nearest
+from sanawm_env.model.config import WorldConfig, rooms_config, tiny_config
+from sanawm_env.training.autoencoder import AutoencoderTraining, load_autoencoder, train_autoencoder
+from sanawm_env.training.denoiser import DenoiserRun, DenoiserTraining
+from sanawm_env.training.frames import Picture
+from sanawm_env.training.ranks import Ranks
+from sanawm_env.world import WorldModel
+
+# Settings with which every line of a stage runs within seconds on a CPU; they say nothing about quality.
+SMOKE_AUTOENCODER = {
+    "minutes": 0.2, "batch": 2, "clip_frames": 9, "bank": 4, "source_scenes": 2, "clips_a_path": 2, "fresh_every": 4, "workers": 0,
+    "compiled": False, "max_steps": 8, "log_seconds": 1.0, "statistics_clips": 4, "validation_scenes": 2, "validation_frames": 8,
+}  # fmt: skip
+SMOKE_DENOISER = {
+    "minutes": 0.2, "batch": 2, "latents": 5, "long_latents": 7, "bank": 4, "source_batch": 2, "workers": 0, "compiled": False,
+    "max_steps": 6, "log_seconds": 1.0,
+}  # fmt: skip
+
+
+def run_stage(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs the stage `name` and returns its figures.
+
+    mapping: fields of the stage's settings, and beside them `device` ("auto", "cpu", "cuda") and `smoke` (tiny sizes, seconds on a
+    CPU). rooms-autoencoder also takes a group `autoencoder` (AutoencoderConfig); rooms-denoiser takes `autoencoder`, the folder that the
+    first stage left. ConfigError names an unknown stage or key.
+    """
+    if name not in STAGES:
+        raise ConfigError(f"stage is {name!r}; {nearest(name, STAGES)}")
+    settings = dict(mapping)
+    ranks = _ranks(str(settings.pop("device", "auto")))
+    try:
+        return STAGES[name](settings, ranks)
+    finally:
+        ranks.close()
+
+
+def _ranks(device: str) -> Ranks:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}; {nearest(device, ('auto', 'cpu', 'cuda'))}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendError("device is 'cuda' and torch sees none; use device=cpu, or install a CUDA build of torch.")
+    ranks = Ranks()
+    if device == "cpu":
+        ranks.device = torch.device("cpu")
+    return ranks
+
+
+def _world(smoke: bool) -> WorldConfig:
+    return tiny_config() if smoke else rooms_config()
+
+
+def _rooms_autoencoder(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    smoke = bool(settings.pop("smoke", False))
+    world = _world(smoke)
+    changes = settings.pop("autoencoder", {})
+    config = from_mapping(type(world.autoencoder), dataclasses.asdict(world.autoencoder) | dict(changes))
+    training = from_mapping(AutoencoderTraining, (SMOKE_AUTOENCODER if smoke else {}) | settings)
+    picture = Picture(height=world.height, width=world.width, intrinsics=world.intrinsics, fps=world.fps)
+    return train_autoencoder(training, picture, config, ranks)
+
+
+def _rooms_denoiser(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    smoke = bool(settings.pop("smoke", False))
+    if "autoencoder" not in settings:
+        raise ConfigError("autoencoder is missing; give the folder that the stage rooms-autoencoder left, autoencoder=FOLDER.")
+    autoencoder, origin = load_autoencoder(Path(str(settings.pop("autoencoder"))))
+    world = dataclasses.replace(_world(smoke), autoencoder=autoencoder.config)
+    training = from_mapping(DenoiserTraining, (SMOKE_DENOISER if smoke else {}) | settings)
+    run = DenoiserRun(training, world, autoencoder, ranks)
+    denoiser = run.train()
+    if not ranks.is_first:
+        return {}
+    model = WorldModel(world, denoiser.cpu(), autoencoder.cpu())
+    settings_used = json.loads(json.dumps(dataclasses.asdict(training) | {"out": training.out.name}))
+    provenance = {"steps": run.step, "minutes": round(run.clock.seconds / 60, 2), "devices": ranks.count, "settings": settings_used}
+    save_bundle(training.out / "bundle", model, {"denoiser": provenance, "autoencoder": origin}, replace=True)
+    return {"steps": run.step, "bundle": str(training.out / "bundle")}
+
+
+def _smoke(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Every stage with tiny sizes, one after the other, in a folder that goes away unless `out` names one."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(str(settings.pop("out", scratch)))
+        if settings:
+            raise ConfigError(f"stage smoke takes no key {next(iter(settings))!r}; it knows out and device.")
+        figures = _rooms_autoencoder({"smoke": True, "out": str(out / "autoencoder")}, ranks)
+        return figures | _rooms_denoiser({"smoke": True, "out": str(out), "autoencoder": str(out / "autoencoder")}, ranks)
+
+
+STAGES: dict[str, Callable[[dict[str, Any], Ranks], dict[str, Any]]] = {
+    "rooms-autoencoder": _rooms_autoencoder,
+    "rooms-denoiser": _rooms_denoiser,
+    "smoke": _smoke,
+}
