@@ -18,7 +18,7 @@ help:
 	@echo "types     mypy                               test      all tests that need no GPU"
 	@echo "test-gpu  the tests marked gpu               bench     frames a second, latency, memory (DEVICE=$(DEVICE))"
 	@echo "eval      fidelity on held-out scenes        examples  every example with STEPS=$(STEPS)"
-	@echo "train-rooms  autoencoder, then denoiser, then the bundle (DEVICE=$(DEVICE) ARGS='key=value ...')"
+	@echo "train-rooms  autoencoder, then denoiser, then the bundle (ARGS='minutes=6 ...'); CUDA if there is one"
 
 setup: $(READY)
 
@@ -56,8 +56,8 @@ bench: $(READY)
 	$(BIN)/sanawm bench rooms --device $(DEVICE) $(ARGS)
 
 train-rooms: $(READY)
-	$(BIN)/sanawm train rooms-autoencoder device=$(DEVICE) $(ARGS)
-	$(BIN)/sanawm train rooms-denoiser device=$(DEVICE) $(ARGS)
+	$(BIN)/sanawm train rooms-autoencoder $(ARGS)
+	$(BIN)/sanawm train rooms-denoiser $(ARGS)
 
 eval: $(READY)
 	$(BIN)/sanawm eval rooms --device $(DEVICE) $(ARGS)

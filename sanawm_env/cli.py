@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sanawm_env.config import from_mapping
-from sanawm_env.errors import ConfigError, SanaWMError, nearest
+from sanawm_env.errors import ConfigError, SanaWMError
 
 T = TypeVar("T")
 INTERRUPTED = 130
@@ -27,7 +26,7 @@ class EvalRooms:
 
     bundle: str = "rooms"
     device: str | None = None
-    precision: str = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     scenes: int = 32
     seed: int = 0
     frames: int = 64
@@ -50,19 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compose(command: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The mapping of `configs/<command>.yaml` with `key=value` overrides. ConfigError names the nearest known key."""
+    """The mapping of `configs/<command>.yaml` with `key=value` overrides. ConfigError on what cannot be parsed.
+
+    Hydra only composes: whether a key is known is for the dataclass to say, which names the nearest one.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    with initialize_config_module("sanawm_env.configs", version_base="1.3"):
-        known = hydra_compose(command)
-        try:
-            chosen = OmegaConf.to_container(hydra_compose(command, list(overrides)), resolve=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_reason(error, overrides, [str(key) for key in known])) from error
+    words = [word if word.startswith(("+", "~")) else f"++{word}" for word in overrides]
+    try:
+        with initialize_config_module("sanawm_env.configs", version_base="1.3"):
+            chosen = OmegaConf.to_container(hydra_compose(command, words), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(f"arguments {list(overrides)} are refused ({first}); write them as key=value") from error
     return {str(key): value for key, value in dict(chosen).items()}  # type: ignore[arg-type]
 
 
@@ -141,17 +144,8 @@ def _bench_rooms(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from sanawm_env.training import run_stage
 
-    run_stage(options.name, compose(f"train_{options.name.replace('-', '_')}", options.overrides))
-
-
-def _reason(error: Exception, overrides: Sequence[str], known: Sequence[str]) -> str:
-    """Hydra's complaint in one line of ours."""
-    missing = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", f"{error} {error.__cause__}")
-    if missing:
-        name = missing.group(2) or missing.group(1)
-        return f"unknown key {name!r}; {nearest(name, known)}"
-    first = str(error).strip().splitlines()[0]
-    return f"arguments {list(overrides)} are not understood ({first}); write them as key=value"
+    figures = run_stage(options.name, compose(f"train_{options.name.replace('-', '_')}", options.overrides))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

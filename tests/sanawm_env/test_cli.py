@@ -10,7 +10,7 @@ def test_an_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["eval", "rooms", "scens=3"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("sanawm: error: unknown key 'scens'; did you mean 'scenes'?")
+    assert printed.err.startswith("sanawm: error: unknown key 'scens' of EvalRooms; did you mean 'scenes'?")
     assert printed.err.count("\n") == 1
 
 

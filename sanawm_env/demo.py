@@ -1,0 +1,309 @@
+"""`sanawm demo`: a learned world along a scripted tour, beside its ground truth, in four files to look at.
+
+What it does with the world is what a user does: `gym.make`, `reset`, `step`, a recorder around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sanawm_env import __version__
+from sanawm_env.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from sanawm_env.actions import ActionMap
+    from sanawm_env.rooms.scenes import Scenes
+
+# (steps, forward m/s, turn rad/s): look around, drive in, turn, drive back while turning. 16 steps, then again.
+TOUR = ((2, 0.0, 0.5), (4, 0.0, -0.5), (2, 0.0, 0.5), (3, 0.35, 0.0), (2, 0.15, 0.45), (3, -0.25, -0.3))
+# Metres that stay free around the camera; the environment ends an episode below its own, smaller, body radius.
+MARGIN = 0.25
+DIFFERENCE_GAIN = 4
+SHEET_FRAMES = (0, 8, 16, 32, 64, 96, 128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """frames: of the tour, rounded up to whole steps. scene_seed: which room. seed: the world's noise. out: folder."""
+
+    bundle: str = "rooms"
+    device: str = "cpu"
+    frames: int = 128
+    scene_seed: int = 1_000_000_007
+    seed: int = 0
+    out: Path = Path("outputs/demo")
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise ConfigError(f"frames is {self.frames}, expected 1 or more; the tour has 128")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """A finished tour, T frames with the first one: what the world showed and what the ray-caster shows there.
+
+    dream, truth: uint8 [T, H, W, 3]. depth: float32 [T, H, W], metres. poses: float64 [T, 4, 4] camera to world.
+    actions: float32 [T, A], row t leads to frame t + 1. psnr: [T] dB over all pixels. seconds: spent in `step`.
+    """
+
+    dream: np.ndarray
+    truth: np.ndarray
+    depth: np.ndarray
+    poses: np.ndarray
+    actions: np.ndarray
+    intrinsics: np.ndarray
+    fps: float
+    psnr: np.ndarray
+    visible_psnr: np.ndarray
+    seconds: float
+    action_map: ActionMap
+    fingerprint: str
+
+
+def run(config: DemoConfig) -> dict[str, Any]:
+    """Drives the tour, writes the four files into `config.out`, says how to open them; returns the figures printed.
+
+    StorageError if the folder cannot be written or the disk is full: every file is then complete or absent.
+    """
+    _check_folder(config.out)
+    with _loading("torch"):
+        import torch  # noqa: F401
+    with _loading("diffusers"):
+        from sanawm_env.model import autoencoder  # noqa: F401
+    with _loading(f"the bundle {config.bundle!r}"):
+        env = make(config)
+    try:
+        rollout = drive(env, config)
+    finally:
+        env.close()
+    figures = _figures(rollout)
+    print(_summary(figures))
+    for line in write(rollout, config):
+        print(line)
+    return figures
+
+
+def make(config: DemoConfig) -> Any:
+    """The environment of the demo: Rooms with a differential drive, all frames of a step in `info`, recorded."""
+    import gymnasium as gym
+
+    return gym.make("sanawm_env/Rooms-v0", bundle=config.bundle, device=config.device, action_map="diff_drive")
+
+
+def drive(env: Any, config: DemoConfig) -> Rollout:
+    """The tour through the room of `config.scene_seed`, with its ground truth."""
+    from tqdm import tqdm
+
+    from sanawm_env.rooms import sample_scenes
+
+    _, info = env.reset(seed=config.seed, options={"scene": config.scene_seed})
+    world = env.unwrapped
+    chunk = world.model.config.frames_per_chunk
+    steps = -(-config.frames // chunk)
+    scenes = sample_scenes([config.scene_seed])
+    plan = free_tour(scenes, info["poses"][0], world.action_map, steps, chunk, world.fps)
+    seen, seconds = [info], 0.0
+    with tqdm(total=steps * chunk, unit="frame", desc="stepping the world") as bar:
+        for action in plan:
+            start = time.perf_counter()
+            _, _, terminated, truncated, info = env.step(action)
+            seconds += time.perf_counter() - start
+            seen.append(info)
+            bar.update(chunk)
+            if terminated or truncated:
+                break
+    return _with_truth(world, scenes, seen, plan[: len(seen) - 1], seconds)
+
+
+def free_tour(
+    scenes: Scenes, pose: np.ndarray, action_map: ActionMap, steps: int, chunk: int, fps: float
+) -> np.ndarray:
+    """Actions [steps, 2] of the tour, mirrored or slowed down until it keeps `MARGIN` from everything in the room.
+
+    Only looking around is left in a corner with no room to drive.
+    """
+    import torch
+
+    from sanawm_env.rooms import clearance
+
+    script = np.array([move[1:] for move in TOUR for _ in range(move[0])])
+    script = np.resize(script, (steps, 2))
+    for pace in (1.0, 0.75, 0.5, 0.25):
+        for side in (1.0, -1.0):
+            plan = script * (pace, side)
+            held = np.repeat(plan, chunk, axis=0)[None]
+            path, _ = action_map.rollout(pose[None], action_map.initial(1), held, fps)
+            if float(clearance(scenes, torch.as_tensor(path[..., :3, 3])).min()) >= MARGIN:
+                return plan
+    return script * (0.0, 1.0)
+
+
+def _with_truth(world: Any, scenes: Scenes, seen: list[dict[str, Any]], plan: np.ndarray, seconds: float) -> Rollout:
+    import torch
+    from tqdm import tqdm
+
+    from sanawm_env.evaluation.metrics import psnr
+    from sanawm_env.evaluation.visibility import visible
+    from sanawm_env.rooms import render
+
+    dream = np.concatenate([np.asarray(info["frames"]) for info in seen])
+    poses = np.concatenate([np.asarray(info["poses"]) for info in seen])
+    config = world.model.config
+    given = torch.as_tensor(poses)[None]
+    lens = torch.tensor([config.intrinsics])
+    size = (config.height, config.width)
+    rows = tqdm(range(len(poses)), unit="frame", desc="rendering the truth")
+    shown = [render(scenes, given[:, k : k + 1], lens, size) for k in rows]
+    truth, depth = torch.cat([frame.rgb[0] for frame in shown]), torch.cat([frame.depth[0] for frame in shown])
+    known = visible(depth[None], given, depth[:1], given[:, 0], lens)[0]
+    pictures = torch.as_tensor(dream)
+    held = np.repeat(plan, config.frames_per_chunk, axis=0).astype(np.float32)
+    return Rollout(
+        dream=dream,
+        truth=truth.numpy(),
+        depth=depth.numpy(),
+        poses=poses,
+        actions=np.concatenate([held, np.zeros((1, held.shape[1]), np.float32)]),
+        intrinsics=np.asarray(config.intrinsics, dtype=np.float32),
+        fps=config.fps,
+        psnr=psnr(pictures, truth).numpy(),
+        visible_psnr=psnr(pictures, truth, known).numpy(),
+        seconds=seconds,
+        action_map=world.action_map,
+        fingerprint=world.model.fingerprint,
+    )
+
+
+def write(rollout: Rollout, config: DemoConfig) -> Iterator[str]:
+    """Writes the four files one after the other; yields a line on each: where it is and how to open it."""
+    from sanawm_env.evaluation.sheet import contact_sheet, save_sheet
+    from sanawm_env.wrappers.video import write_mp4
+    from sanawm_env.wrappers.viewer import write_recording
+
+    out = config.out
+    write_mp4(out / "rollout.mp4", side_by_side(rollout), rollout.fps, scale=3)
+    yield f"{out / 'rollout.mp4'}: truth | dream | difference x{DIFFERENCE_GAIN}; any video player"
+    columns = [frame for frame in SHEET_FRAMES if frame < len(rollout.dream)]
+    save_sheet(
+        contact_sheet(rollout.truth[None, columns], rollout.dream[None, columns], columns), out / "contact_sheet.png"
+    )
+    yield f"{out / 'contact_sheet.png'}: the same at a few frames; any picture viewer"
+    write_recording(out / "rollout.rrd", _recording(rollout, config))
+    yield f"{out / 'rollout.rrd'}: camera path, both videos, PSNR; rerun {out / 'rollout.rrd'}"
+    _write_episode(rollout, config, out / "episode.zarr")
+    yield (
+        f"{out / 'episode.zarr'}: frames, poses, actions, depth; in Python "
+        f"sanawm_env.datasets.reader.EpisodeStore({str(out / 'episode.zarr')!r})[0]"
+    )
+
+
+def side_by_side(rollout: Rollout) -> np.ndarray:
+    """Truth, dream and their difference next to each other, uint8 [T, H, 3 W + gaps, 3]."""
+    difference = np.abs(rollout.truth.astype(np.int16) - rollout.dream) * DIFFERENCE_GAIN
+    gap = np.full((*rollout.truth.shape[:2], 2, 3), 255, dtype=np.uint8)
+    return np.concatenate(
+        [rollout.truth, gap, rollout.dream, gap, np.minimum(difference, 255).astype(np.uint8)], axis=2
+    )
+
+
+def _recording(rollout: Rollout, config: DemoConfig) -> Any:
+    from sanawm_env.wrappers import viewer
+
+    room = f"room {config.scene_seed}, bundle {rollout.fingerprint[:12]}, noise seed {config.seed}"
+    return viewer.Rollout(
+        fps=rollout.fps,
+        poses=rollout.poses,
+        intrinsics=rollout.intrinsics,
+        videos={"dream": rollout.dream, "truth": rollout.truth},
+        scalars={"PSNR (dB)": rollout.psnr[1:], "forward (m/s)": rollout.actions[:, 0]},
+        points={"truth": point_cloud(rollout)},
+        text=f"**dream**: the learned world. **truth**: the ray-caster at the same poses.\n\n{room}",
+    )
+
+
+def point_cloud(rollout: Rollout, every: int = 8, pixels: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Positions [N, 3] in the room and colours [N, 3] of the truth's depth, one frame and pixel in a few."""
+    import torch
+
+    from sanawm_env.evaluation.visibility import unproject
+
+    depth = torch.as_tensor(rollout.depth[None, ::every])
+    seen = unproject(depth, torch.as_tensor(rollout.intrinsics[None]))[0, :, ::pixels, ::pixels].numpy()
+    poses = rollout.poses[::every]
+    placed = np.einsum("tij,thwj->thwi", poses[:, :3, :3], seen) + poses[:, None, None, :3, 3]
+    colours = rollout.truth[::every, ::pixels, ::pixels]
+    return placed.reshape(-1, 3).astype(np.float32), colours.reshape(-1, 3)
+
+
+def _write_episode(rollout: Rollout, config: DemoConfig, path: Path) -> None:
+    from sanawm_env.datasets.schema import StoreInfo
+    from sanawm_env.datasets.writer import open_writer
+
+    frames = len(rollout.dream)
+    info = StoreInfo(
+        fps=rollout.fps,
+        action_map=rollout.action_map.name,
+        action_columns=tuple(rollout.action_map.columns),
+        action_units=tuple(rollout.action_map.units),
+        bundle_sha256=rollout.fingerprint,
+        package_version=__version__,
+        extra={"scene_seed": config.scene_seed},
+    )
+    arrays = {
+        "frames": rollout.dream,
+        "poses": rollout.poses,
+        "actions": rollout.actions,
+        "intrinsics": np.tile(rollout.intrinsics, (frames, 1)),
+        "valid": np.ones(frames, dtype=bool),
+        "truth_frames": rollout.truth,
+        "truth_depth": rollout.depth,
+    }
+    with open_writer(path, info, overwrite=True) as writer:
+        writer.add(arrays, seed=config.seed)
+
+
+def _figures(rollout: Rollout) -> dict[str, Any]:
+    new = len(rollout.dream) - 1
+    ahead = [frame for frame in (8, 32, 64, 128) if frame <= new]
+    return {
+        "frames": new,
+        "seconds": rollout.seconds,
+        "fps": new / rollout.seconds,
+        "psnr": float(rollout.psnr[1:].mean()),
+        "psnr_visible": {str(k): float(rollout.visible_psnr[k]) for k in ahead},
+    }
+
+
+def _summary(figures: dict[str, Any]) -> str:
+    seen = ", ".join(f"{db:.1f} at {k}" for k, db in figures["psnr_visible"].items())
+    return (
+        f"{figures['frames']} frames in {figures['seconds']:.1f} s: {figures['fps']:.1f} frames/s. PSNR to the truth: "
+        f"{figures['psnr']:.1f} dB over all; where frame 0 saw the place: {seen or '-'} frames"
+    )
+
+
+def _check_folder(out: Path) -> None:
+    """Refuses before the minute of work, not after it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        writable = os.access(out, os.W_OK)
+    except OSError as error:
+        raise StorageError(f"cannot make folder {out}: {error.strerror}; choose another with --out") from error
+    if not writable:
+        raise StorageError(f"folder {out} cannot be written to; choose another with --out")
+
+
+@contextlib.contextmanager
+def _loading(what: str) -> Iterator[None]:
+    print(f"loading {what} ...", end=" ", flush=True)
+    start = time.perf_counter()
+    yield
+    print(f"{time.perf_counter() - start:.1f} s", flush=True)
