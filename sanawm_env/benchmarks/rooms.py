@@ -21,12 +21,14 @@ from sanawm_env.benchmarks.machine import append_line, machine, peak_memory, per
 from sanawm_env.bundle import load
 from sanawm_env.config import from_mapping, parse_overrides
 from sanawm_env.errors import BackendError, ConfigError, SanaWMError
-from sanawm_env.rooms import render, sample_scenes, sample_trajectories
+from sanawm_env.rooms import render, sample_scenes
 from sanawm_env.world import WorldModel, initial, step
 
 # Largest difference of one step's latents between a batch and a single world, relative to their size.
 BATCH_TOLERANCE = {("cpu", torch.float32): 0.0, ("cpu", torch.bfloat16): 0.0, ("cuda", torch.float32): 1e-5}
 LOW_PRECISION_TOLERANCE = 2e-2
+# Metres above the floor of a room, whose y axis points down.
+EYE_HEIGHT = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +121,8 @@ def ray_caster(model: WorldModel, frames: int, repeats: int) -> dict[str, Any]:
     """
     config, device = model.config, model.device
     scenes = sample_scenes(range(8), device=device)
-    driven = sample_trajectories(sample_scenes(range(8)), range(8), frames - 1, config.fps, kind="look_around")
-    poses = torch.as_tensor(driven.poses, device=device)
+    poses = turning_path(8, frames, config.fps).clone().to(device)
+    poses[:, :, 1, 3] = -EYE_HEIGHT
     rates = {}
     for name, geometry in (("pictures", False), ("with_geometry", True)):
 

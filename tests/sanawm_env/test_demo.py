@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from sanawm_env import demo
+from sanawm_env.actions import make_action_map
+from sanawm_env.datasets.reader import EpisodeStore
+from sanawm_env.errors import ConfigError, StorageError
+from sanawm_env.rooms import clearance, sample_scenes
+
+
+def made_up(frames: int = 17, height: int = 64, width: int = 80) -> demo.Rollout:
+    """A rollout without a world: the dream is the truth, a little brighter."""
+    y, x = np.mgrid[:height, :width]
+    truth = np.stack([np.stack([x + t, y + t, x + y], -1) for t in range(frames)]).astype(np.uint8)
+    poses = np.tile(np.eye(4), (frames, 1, 1))
+    poses[:, 2, 3] = np.linspace(0, 1, frames)
+    return demo.Rollout(
+        dream=truth + np.uint8(5),
+        truth=truth,
+        depth=np.full((frames, height, width), 2.0, dtype=np.float32),
+        poses=poses,
+        actions=np.zeros((frames, 2), dtype=np.float32),
+        intrinsics=np.array([50.0, 50.0, 39.5, 31.5], dtype=np.float32),
+        fps=10.0,
+        psnr=np.full(frames, 34.0),
+        visible_psnr=np.full(frames, 35.0),
+        seconds=2.0,
+        action_map=make_action_map("diff_drive"),
+        fingerprint="ab" * 32,
+    )
+
+
+def test_writes_four_files_and_says_how_to_open_each(tmp_path: Path) -> None:
+    lines = list(demo.write(made_up(), demo.DemoConfig(out=tmp_path, frames=16)))
+    names = ["rollout.mp4", "contact_sheet.png", "rollout.rrd", "episode.zarr"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert [name in line for name, line in zip(names, lines)] == [True] * 4
+    with av.open(str(tmp_path / "rollout.mp4")) as container:
+        assert container.streams.video[0].frames == 17
+        assert container.streams.video[0].width == 3 * (3 * 80 + 4)
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert sheet.width > 3 * 80
+    episode = EpisodeStore(tmp_path / "episode.zarr")
+    assert episode.attributes["scene_seed"] == 1_000_000_007
+    assert episode[0]["truth_depth"].shape == (17, 64, 80)
+
+
+def test_a_second_run_replaces_the_first(tmp_path: Path) -> None:
+    for frames in (17, 9):
+        assert len(list(demo.write(made_up(frames), demo.DemoConfig(out=tmp_path)))) == 4
+    assert len(EpisodeStore(tmp_path / "episode.zarr")[0]["frames"]) == 9
+
+
+@pytest.mark.parametrize("limit", [2_000, 20_000])
+def test_a_full_disk_is_one_error_and_no_half_file(tmp_path: Path, limit: int) -> None:
+    code = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_demo import demo, made_up, StorageError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    list(demo.write(made_up(), demo.DemoConfig(out=Path({str(tmp_path)!r}))))
+except StorageError as error:
+    print("refused:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("refused: "), done.stderr
+    assert not list(tmp_path.glob(".*")), "no draft is left"
+    for path in tmp_path.glob("*.mp4"):
+        with av.open(str(path)) as container:
+            assert len(list(container.decode(video=0))) == 17
+
+
+def test_refuses_a_folder_it_cannot_write_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="--out"):
+        demo.run(demo.DemoConfig(out=tmp_path / "file" / "demo"))
+    with pytest.raises(ConfigError, match="frames is 0"):
+        demo.DemoConfig(frames=0)
+
+
+def test_side_by_side_shows_the_difference_enlarged() -> None:
+    shown = demo.side_by_side(made_up(2))
+    assert shown.shape == (2, 64, 3 * 80 + 4, 3)
+    assert set(np.unique(shown[:, :, -80:])) == {demo.DIFFERENCE_GAIN * 5}
+
+
+def test_point_cloud_lies_where_the_depth_says() -> None:
+    positions, colours = demo.point_cloud(made_up(9), every=8, pixels=4)
+    assert positions.shape == colours.shape == (2 * 16 * 20, 3)
+    # Depth 2 m from a camera that looks along z, at z = 0 m and z = 1 m.
+    np.testing.assert_allclose(np.unique(positions[:, 2].round(4)), [2.0, 3.0])
+
+
+@pytest.mark.parametrize("seed", [10**9, 10**9 + 7, 3])
+def test_the_tour_keeps_its_distance(seed: int) -> None:
+    import torch
+
+    scenes, drive = sample_scenes([seed]), make_action_map("diff_drive")
+    pose = np.eye(4)
+    pose[1, 3] = -1.0
+    plan = demo.free_tour(scenes, pose, drive, steps=16, chunk=8, fps=10.0)
+    assert plan.shape == (16, 2) and np.abs(plan).max() <= 1
+    path, _ = drive.rollout(pose[None], drive.initial(1), np.repeat(plan, 8, axis=0)[None], 10.0)
+    free = clearance(scenes, torch.as_tensor(path[..., :3, 3]))
+    assert not plan[:, 0].any() or float(free.min()) >= demo.MARGIN
+
+
+def test_the_tour_has_128_frames_and_looks_both_ways() -> None:
+    turns = [turn for steps, _, turn in demo.TOUR for _ in range(steps)]
+    assert len(turns) == 16
+    assert min(turns) < 0 < max(turns)
