@@ -1,33 +1,34 @@
 """The causal video autoencoder: LTX-2's class, encoded as a clip and decoded as a stream with an explicit cache.
 
-Weights and layers are those of diffusers' `AutoencoderKLLTX2Video`, from the Rooms size to the released one. Diffusers can only decode a
-whole clip; `decode` below walks the same decoder modules itself, so that all that a stream remembers is a flat dict of tensors which goes
-in and comes out (spec rollout.md 9): for each causal convolution its last k-1 input frames, and whether the stream has started.
+Weights and layers are those of diffusers' `AutoencoderKLLTX2Video`, from the Rooms size to the released one;
+causal_video.py computes with them. All that a stream remembers is a flat dict of tensors which goes in and comes out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sanawm_env.errors import ConfigError, StateError, nearest
+from sanawm_env.model import causal_video
+from sanawm_env.model.causal_video import Cache, Stream
 
 STRIDES = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "spatiotemporal": (2, 2, 2)}
-Cache = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
     """Shape of the autoencoder; tuples run from the finest level to the coarsest, as in diffusers.
 
-    encoder_widths: channels after each halving (the first level has latent_channels). decoder_widths, upsample_factors: channels before each
-    doubling and what the doubling divides them by. encoder_layers, decoder_layers: residual blocks of each level, the coarsest (middle) last.
-    levels: what each level halves, "spatial", "temporal" or "spatiotemporal"; the decoder mirrors `decoder_levels`, or `levels` when empty.
-    patch: pixels of a side folded into channels before the first level.
+    encoder_widths: channels after each halving (before the first there are latent_channels). decoder_widths,
+    upsample_factors: channels before each doubling, and what the doubling divides them by. encoder_layers,
+    decoder_layers: residual blocks of each level, the middle block last. levels: what each level halves, "spatial",
+    "temporal" or "spatiotemporal"; the decoder undoes `decoder_levels`, `levels` where that is empty. patch: pixels of a
+    side folded into channels before the first level.
     """
 
     latent_channels: int = 32
@@ -39,24 +40,30 @@ class AutoencoderConfig:
     levels: tuple[str, ...] = ("spatiotemporal", "spatiotemporal")
     decoder_levels: tuple[str, ...] = ()
     patch: int = 2
-    decoder_padding: str = "reflect"
+    decoder_padding: Literal["zeros", "reflect"] = "zeros"
 
     def __post_init__(self) -> None:
         for level in self.levels + self.decoder_levels:
             if level not in STRIDES:
                 raise ConfigError(f"level is {level!r}; {nearest(level, STRIDES)}")
-        lengths = {
-            "encoder_widths": (self.encoder_widths, len(self.levels)),
-            "encoder_layers": (self.encoder_layers, len(self.levels) + 1),
-            "decoder_widths": (self.decoder_widths, len(self.upsampling)),
-            "decoder_layers": (self.decoder_layers, len(self.upsampling) + 1),
-            "upsample_factors": (self.upsample_factors, len(self.upsampling)),
-        }
-        for name, (values, expected) in lengths.items():
-            if len(values) != expected:
-                raise ConfigError(f"{name} is {values}, expected {expected} values for levels {self.levels}.")
+        self._check_lengths()
         if _product(self.levels) != _product(self.upsampling):
-            raise ConfigError(f"decoder_levels {self.decoder_levels} undo other strides than levels {self.levels}; make their products equal.")
+            raise ConfigError(
+                f"decoder_levels {self.decoder_levels} and levels {self.levels} differ in stride; they must undo one another."
+            )
+
+    def _check_lengths(self) -> None:
+        down, up = len(self.levels), len(self.upsampling)
+        expected = {
+            "encoder_widths": down,
+            "encoder_layers": down + 1,
+            "decoder_widths": up,
+            "decoder_layers": up + 1,
+            "upsample_factors": up,
+        }
+        for name, count in expected.items():
+            if len(getattr(self, name)) != count:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected {count} values for levels {self.levels}.")
 
     @property
     def upsampling(self) -> tuple[str, ...]:
@@ -81,7 +88,7 @@ def _product(levels: tuple[str, ...]) -> tuple[int, int]:
 class Autoencoder(nn.Module):
     """Frames to latents and back; latents have zero mean and unit variance per channel over the training data.
 
-    On a CPU the worlds of a batch are convolved one by one, so that a world's numbers do not depend on who shares its batch.
+    On a CPU the worlds of a batch are convolved one by one, so that a world's numbers do not depend on its neighbours.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -109,10 +116,12 @@ class Autoencoder(nn.Module):
             spatial_compression_ratio=config.spatial_stride,
             temporal_compression_ratio=config.temporal_stride,
         )
+        causal_video.lay_out(self.vae)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.vae.encoder.conv_in.conv.weight.dtype
+        dtype: torch.dtype = self.vae.encoder.conv_in.conv.weight.dtype
+        return dtype
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Make raw latents with this mean and deviation (both [C]) come out normalised."""
@@ -127,58 +136,66 @@ class Autoencoder(nn.Module):
         stride = self.config.temporal_stride
         if (frames.shape[2] - 1) % stride:
             raise ConfigError(f"clip has {frames.shape[2]} frames, allowed is 1 + {stride}k; cut or extend it.")
-        raw = _one_by_one(self._encode_raw, frames.to(self.dtype))
-        return self._normalise(raw).transpose(1, 2)
-
-    def _encode_raw(self, frames: Tensor) -> Tensor:
-        return self.vae.encoder(frames)[:, : self.config.latent_channels].float()
-
-    def _normalise(self, raw: Tensor) -> Tensor:
-        return (raw - _per_channel(self.vae.latents_mean)) / _per_channel(self.vae.latents_std)
+        raw = _one_by_one(lambda x: causal_video.encode(self.vae.encoder, x), frames.to(self.dtype))
+        raw = raw[..., : self.config.latent_channels].float()
+        return ((raw - self.vae.latents_mean.float()) / self.vae.latents_std.float()).permute(0, 1, 4, 2, 3)
 
     def initial_cache(
-        self, batch: int, height: int, width: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+        self,
+        batch: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> Cache:
-        """The memory of `batch` streams that have not started. height, width: of the latent grid. Every tensor is batch first."""
+        """The memory of `batch` streams that have not started: tensors of fixed shapes, batch first.
+
+        height, width: of the latent grid. dtype, device: of the weights by default.
+        """
         device = self.vae.latents_mean.device if device is None else device
         cache = {"started": torch.zeros(batch, dtype=torch.uint8, device=device)}
-        for name, conv, scale in _causal_convolutions(self.vae.decoder):
-            past = conv.kernel_size[0] - 1
-            shape = (batch, conv.in_channels, past, height * scale, width * scale)
-            cache[name] = torch.zeros(shape, dtype=dtype or self.dtype, device=device)
+        for name, shape in causal_video.memory_shapes(self.vae.decoder, height, width):
+            cache[name] = torch.zeros(batch, *shape, dtype=dtype or self.dtype, device=device)
         return cache
 
     def decode(self, latents: Tensor, cache: Cache, *, started: bool | None = None) -> tuple[Tensor, Cache]:
-        """Frames of the next latents of streams: (pixels [B, 3, F, H, W] in [-1, 1] or slightly beyond, new cache).
+        """Frames of the next latents of streams: (pixels [B, 3, F, H, W], new cache).
 
-        latents: [B, n, C, h, w], normalised. cache: of `initial_cache` or of the previous call; it is not changed. A stream's first latent
-        gives 1 frame, every other one r. started: what cache["started"] says, for callers who know it and cannot wait for the device.
+        latents: [B, n, C, h, w], normalised. cache: of `initial_cache` or of the call before; it is not changed.
+        Pixels are meant to lie in [-1, 1] and may slightly leave it. A stream's first latent gives 1 frame, every other
+        one r. started: what cache["started"] says, for callers who know it and would not wait for the device.
         Raises StateError when streams that have started share a batch with others.
         """
-        if started is None:
-            started = _all_started(cache["started"])
-        raw = latents.transpose(1, 2).float()
-        raw = (raw * _per_channel(self.vae.latents_std) + _per_channel(self.vae.latents_mean)).to(self.dtype)
+        started = _all_started(cache["started"]) if started is None else started
+        raw = self._denormalise(latents)
         if raw.device.type != "cpu" or raw.shape[0] == 1:
-            return _decode(self.vae.decoder, raw, cache, started)
-        rows = [
-            _decode(self.vae.decoder, raw[i : i + 1], {k: v[i : i + 1] for k, v in cache.items()}, started)
-            for i in range(raw.shape[0])
-        ]
+            return self._continue(raw, cache, started)
+        rows = [self._continue(x, {k: v[i : i + 1] for k, v in cache.items()}, started) for i, x in enumerate(raw.split(1))]
         return torch.cat([pixels for pixels, _ in rows]), {k: torch.cat([new[k] for _, new in rows]) for k in cache}
+
+    def decode_clip(self, latents: Tensor) -> Tensor:
+        """Pixels [B, 3, 1+rk, H, W] of whole clips [B, 1+k, C, h, w], for training: no memory is kept."""
+        return _one_by_one(lambda x: causal_video.decode(self.vae.decoder, x, Stream()), self._denormalise(latents))
+
+    def _denormalise(self, latents: Tensor) -> Tensor:
+        """Raw latents [B, n, h, w, C] in the dtype of the weights."""
+        raw = latents.permute(0, 1, 3, 4, 2).float() * self.vae.latents_std.float() + self.vae.latents_mean.float()
+        return raw.to(self.dtype)
+
+    def _continue(self, raw: Tensor, cache: Cache, started: bool) -> tuple[Tensor, Cache]:
+        stream = Stream(cache if started else None, keep=True)
+        pixels = causal_video.decode(self.vae.decoder, raw, stream)
+        kept = {name: stream.new[name].to(old.dtype) for name, old in cache.items() if name != "started"}
+        return pixels, {"started": torch.ones_like(cache["started"]), **kept}
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """Displayable frames uint8 [B, F, H, W, 3] of pixels [B, 3, F, H, W] in [-1, 1], rounded to the nearest grey level."""
+    """Displayable frames uint8 [B, F, H, W, 3] of pixels [B, 3, F, H, W] in [-1, 1], rounded to the nearest level."""
     levels = ((pixels.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
     return levels.permute(0, 2, 3, 4, 1).contiguous()
 
 
-def _per_channel(values: Tensor) -> Tensor:
-    return values.float().view(1, -1, 1, 1, 1)
-
-
-def _one_by_one(function, x: Tensor) -> Tensor:
+def _one_by_one(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function(x), on a CPU world by world."""
     if x.device.type != "cpu" or x.shape[0] == 1:
         return function(x)
@@ -186,88 +203,7 @@ def _one_by_one(function, x: Tensor) -> Tensor:
 
 
 def _all_started(flags: Tensor) -> bool:
-    values = flags.tolist()
-    if len(set(values)) > 1:
+    values = set(flags.tolist())
+    if len(values) > 1:
         raise StateError("some streams of the batch have started and some have not; decode the two groups in two calls.")
-    return bool(values and values[0])
-
-
-def _causal_convolutions(decoder: nn.Module) -> Iterator[tuple[str, nn.Module, int]]:
-    """Name, module and spatial scale (of its input, against the latent grid) of each temporal convolution, in the order of the data."""
-    scale = 1
-    for name, module in decoder.named_modules():
-        if hasattr(module, "conv") and hasattr(module, "kernel_size"):
-            yield name, module, scale
-        # An upsampler's convolution comes before its enlargement; named_modules lists the upsampler first.
-        if name.endswith("upsamplers.0.conv"):
-            scale *= decoder.get_submodule(name.removesuffix(".conv")).stride[1]
-
-
-class _Stream:
-    """The cache of one decode call: reads the old tensors, collects the new ones."""
-
-    def __init__(self, cache: Cache, started: bool) -> None:
-        self.old, self.started = cache, started
-        self.new: Cache = {"started": torch.ones_like(cache["started"])}
-
-    def convolve(self, conv: nn.Module, name: str, x: Tensor) -> Tensor:
-        """Causal convolution of the stream: the frames before x are the cached ones, or x's first one repeated at the start."""
-        past = conv.kernel_size[0] - 1
-        before = self.old[name].to(x.dtype) if self.started else x[:, :, :1].expand(-1, -1, past, -1, -1)
-        extended = torch.cat([before, x], dim=2)
-        self.new[name] = extended[:, :, -past:].to(self.old[name].dtype, copy=True)
-        return conv.conv(extended)
-
-
-def _decode(decoder: nn.Module, x: Tensor, cache: Cache, started: bool) -> tuple[Tensor, Cache]:
-    stream = _Stream(cache, started)
-    x = stream.convolve(decoder.conv_in, "conv_in", x)
-    x = _residual_blocks(decoder.mid_block, "mid_block", x, stream)
-    for i, block in enumerate(decoder.up_blocks):
-        if block.conv_in is not None:
-            x = _residual_block(block.conv_in, f"up_blocks.{i}.conv_in", x, stream)
-        for j, upsampler in enumerate(block.upsamplers):
-            x = _upsample(upsampler, f"up_blocks.{i}.upsamplers.{j}", x, stream)
-        x = _residual_blocks(block, f"up_blocks.{i}", x, stream)
-    x = stream.convolve(decoder.conv_out, "conv_out", F.silu(decoder.norm_out(x)))
-    return _unfold_patches(x, decoder.patch_size), stream.new
-
-
-def _residual_blocks(parent: nn.Module, name: str, x: Tensor, stream: _Stream) -> Tensor:
-    for i, block in enumerate(parent.resnets):
-        x = _residual_block(block, f"{name}.resnets.{i}", x, stream)
-    return x
-
-
-def _residual_block(block: nn.Module, name: str, x: Tensor, stream: _Stream) -> Tensor:
-    y = stream.convolve(block.conv1, f"{name}.conv1", F.silu(block.norm1(x)))
-    y = stream.convolve(block.conv2, f"{name}.conv2", F.silu(block.norm2(y)))
-    if block.conv_shortcut is not None:
-        x = block.conv_shortcut(block.norm3(x.movedim(1, -1)).movedim(-1, 1))
-    return y + x
-
-
-def _upsample(module: nn.Module, name: str, x: Tensor, stream: _Stream) -> Tensor:
-    """Convolution, then channels to time and space, plus the input enlarged likewise; the frames that a stream's first frame would have
-    before it are dropped."""
-    time, high, wide = module.stride
-    drop = 0 if stream.started else time - 1
-    enlarged = _channels_to_space(stream.convolve(module.conv, f"{name}.conv", x), module.stride)[:, :, drop:]
-    if not module.residual:
-        return enlarged
-    repeats = time * high * wide // module.upscale_factor
-    return enlarged + _channels_to_space(x, module.stride).repeat(1, repeats, 1, 1, 1)[:, :, drop:]
-
-
-def _channels_to_space(x: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    batch, _, frames, height, width = x.shape
-    time, high, wide = stride
-    x = x.reshape(batch, -1, time, high, wide, frames, height, width).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return x.reshape(batch, -1, frames * time, height * high, width * wide)
-
-
-def _unfold_patches(x: Tensor, patch: int) -> Tensor:
-    """[B, 3 * patch * patch, T, h, w] to [B, 3, T, h * patch, w * patch]; within a patch, columns vary slowest (LTX-2's order)."""
-    batch, _, frames, height, width = x.shape
-    x = x.reshape(batch, -1, patch, patch, frames, height, width).permute(0, 1, 4, 5, 3, 6, 2)
-    return x.reshape(batch, -1, frames, height * patch, width * patch)
+    return bool(values and values.pop())

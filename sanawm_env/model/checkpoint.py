@@ -46,6 +46,7 @@ def write_weights(
     for shard in _shards(_encoded(weights, bits), shard_bytes):
         names.append(f"{stem}-{len(names) + 1:05d}.safetensors")
         save_file(shard, folder / names[-1])
+        (folder / names[-1]).chmod(0o644)  # safetensors writes files that only their owner can read
     return names
 
 

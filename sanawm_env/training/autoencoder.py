@@ -104,8 +104,6 @@ class AutoencoderRun:
         self.reconstruct: Callable[[Tensor, Tensor], Tensor] = self._reconstruct
         if settings.compiled:
             self.reconstruct = torch.compile(self._reconstruct, dynamic=False)
-        grid = (picture.height // config.spatial_stride, picture.width // config.spatial_stride)
-        self.cache = self.model.initial_cache(settings.batch, *grid)
         self.progress = 0.0
         torch.manual_seed(settings.seed + 1 + 1000 * self.first_step + ranks.index)
         self.clock = WallClock(settings.minutes, settings.total_minutes, float(saved.get("seconds", 0.0)))
@@ -187,7 +185,7 @@ class AutoencoderRun:
         latents = self.model.encode(frames)
         scale = latents.detach().std(dim=(0, 1, 3, 4), keepdim=True)
         latents = latents + amount * scale * torch.randn_like(latents)
-        return self.model.decode(latents, self.cache, started=False)[0]
+        return self.model.decode_clip(latents)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
@@ -233,8 +231,7 @@ class AutoencoderRun:
         """uint8 frames on the CPU after encoding and decoding."""
         latents = model.encode(to_pixels(frames.to(self.device)))
         latents = latents + noise * torch.randn_like(latents)
-        cache = model.initial_cache(latents.shape[0], *latents.shape[-2:])
-        return to_uint8(model.decode(latents, cache, started=False)[0]).cpu()
+        return to_uint8(model.decode_clip(latents)).cpu()
 
     def save(self) -> None:
         save_checkpoint(
