@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, cast
 
-from sanawm_env.bundle import load
+from sanawm_env.bundle import Precision, load
 from sanawm_env.errors import ConfigError, SanaWMError, nearest
 from sanawm_env.evaluation.rooms import evaluate
 from sanawm_env.evaluation.summary import summary
@@ -30,7 +30,9 @@ def main(arguments: list[str]) -> int:
     """
     try:
         options = _options(arguments)
-        model = load(options["bundle"], device=options["device"] or None, precision=options["precision"])
+        model = load(
+            options["bundle"], device=options["device"] or None, precision=cast(Precision, options["precision"])
+        )
         report = evaluate(
             model,
             scenes=_whole("scenes", options),

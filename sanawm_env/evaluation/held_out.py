@@ -45,7 +45,8 @@ class HeldOut:
         return render(sample_scenes(self.seeds, self.device), poses.to(self.device), intrinsics, size)
 
     def part(self, first: int, last: int) -> HeldOut:
-        """Scenes first .. last - 1."""
+        """Scenes first .. last - 1; none where last <= first."""
+        last = max(first, last)
         return HeldOut(
             seeds=self.seeds[first:last], poses=self.poses[first:last], config=self.config, device=self.device
         )

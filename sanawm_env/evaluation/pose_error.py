@@ -28,6 +28,11 @@ class Level:
     metres: float
     iterations: int
 
+    @property
+    def sizes(self) -> Tensor:
+        """Derivative step of each of the six unknowns, radians and metres."""
+        return torch.tensor([math.radians(self.degrees)] * 3 + [self.metres] * 3, dtype=torch.float64)
+
 
 LEVELS = (
     Level(blur=2.0, degrees=0.5, metres=0.02, iterations=4),
@@ -36,6 +41,8 @@ LEVELS = (
 # Residuals beyond this many grey levels count less and less (blurred or invented parts of the frame).
 ROBUST_SCALE = 12.0
 DAMPING = 1e-3
+# In derivative steps: 4 degrees or 16 cm on the coarse level.
+LONGEST_STEP = 8
 
 
 def refine(frames: Tensor, poses: Tensor, renderer: Renderer, mask: Tensor) -> Tensor:
@@ -47,13 +54,15 @@ def refine(frames: Tensor, poses: Tensor, renderer: Renderer, mask: Tensor) -> T
     offset = torch.zeros(*poses.shape[:2], 6, dtype=torch.float64, device=poses.device)
     for level in LEVELS:
         target, weight = _blurred(frames, level.blur), mask.to(frames.dtype)
-        cost = _cost(_residual(offset, poses, renderer, target, level), weight)
-        damping = torch.full_like(cost, DAMPING)
+        residual = _residual(offset, poses, renderer, target, level)
+        slope = _slope(offset, poses, renderer, target, level)
+        cost, damping = _cost(residual, weight), torch.full(offset.shape[:2], DAMPING, device=offset.device).double()
         for _ in range(level.iterations):
-            candidate = offset + _newton_step(offset, poses, renderer, target, weight, level, damping)
-            new_cost = _cost(_residual(candidate, poses, renderer, target, level), weight)
-            better = new_cost < cost
+            candidate = offset + _newton_step(slope, residual, weight, damping) * level.sizes.to(offset.device)
+            moved = _residual(candidate, poses, renderer, target, level)
+            better = (new_cost := _cost(moved, weight)) < cost
             offset = torch.where(better[..., None], candidate, offset)
+            residual = torch.where(better[..., None, None, None], moved, residual)
             cost = torch.where(better, new_cost, cost)
             damping = torch.where(better, damping / 4, damping * 16)
     return offset
@@ -75,29 +84,32 @@ def as_matrix(offset: Tensor) -> Tensor:
     return matrix
 
 
-def _newton_step(
-    offset: Tensor, poses: Tensor, renderer: Renderer, target: Tensor, weight: Tensor, level: Level, damping: Tensor
-) -> Tensor:
-    """Damped, robustly weighted least-squares step [B, T, 6] from central differences."""
-    residual = _residual(offset, poses, renderer, target, level)
-    weights = weight[..., None] / (1 + (residual / ROBUST_SCALE) ** 2)
-    sizes = torch.tensor([math.radians(level.degrees)] * 3 + [level.metres] * 3, dtype=torch.float64)
+def _slope(offset: Tensor, poses: Tensor, renderer: Renderer, target: Tensor, level: Level) -> Tensor:
+    """Change of the residual a derivative step, by central differences: [B, T, h w 3, 6].
+
+    It is kept for a whole level: pictures change little over the offsets in question, and renders are what costs.
+    """
     columns = []
-    for axis, size in enumerate(sizes.tolist()):
+    for axis, size in enumerate(level.sizes.tolist()):
         shift = torch.zeros_like(offset)
         shift[..., axis] = size
         ahead, behind = (_residual(offset + sign * shift, poses, renderer, target, level) for sign in (1, -1))
-        columns.append((ahead - behind) / 2)
-    slope = torch.stack([column.flatten(2) for column in columns], dim=-1).double()
+        columns.append((ahead - behind).flatten(2) / 2)
+    return torch.stack(columns, dim=-1).double()
+
+
+def _newton_step(slope: Tensor, residual: Tensor, weight: Tensor, damping: Tensor) -> Tensor:
+    """Damped, robustly weighted least-squares step [B, T, 6], in derivative steps (which evens out radians and
+    metres).
+    """
+    weights = weight[..., None] / (1 + (residual / ROBUST_SCALE) ** 2)
     weighted = slope * weights.flatten(2)[..., None]
     normal = weighted.transpose(-1, -2) @ slope
     gradient = (weighted * residual.flatten(2)[..., None]).sum(2)
     # Damping relative to each diagonal entry, and a floor for frames without a pixel to compare.
     diagonal = normal.diagonal(dim1=-2, dim2=-1)
     normal = normal + torch.diag_embed(diagonal * damping[..., None] + 1e-6)
-    # Unknowns were counted in derivative steps, which also evens out radians and metres.
-    step = -torch.linalg.solve(normal, gradient[..., None])[..., 0].clamp(-6, 6)
-    return step * sizes.to(step.device)
+    return -torch.linalg.solve(normal, gradient[..., None])[..., 0].clamp(-LONGEST_STEP, LONGEST_STEP)
 
 
 def _residual(offset: Tensor, poses: Tensor, renderer: Renderer, target: Tensor, level: Level) -> Tensor:

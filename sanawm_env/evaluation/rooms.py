@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from sanawm_env.errors import ConfigError
 from sanawm_env.evaluation.held_out import HeldOut, held_out
 from sanawm_env.evaluation.metrics import mean_where_finite, psnr, ssim
 from sanawm_env.evaluation.pose_error import magnitude, refine
@@ -24,12 +26,29 @@ from sanawm_env.world import WorldModel
 
 HORIZONS = (1, 8, 16, 32, 64)
 RETURNS = (128, 256)
-RETURN_SCENES = 8
 POSE_HORIZONS = (8, 32, 64)
-POSE_SCENES = 4
 SHEET_SCENES = 4
-# Worlds that are run together: few on a CPU, where a larger batch is no faster and needs more memory.
-GROUP = {"cpu": 4, "cuda": 32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How many scenes take part in what is slow, and how many run together.
+
+    group: worlds of one batch. ceiling: scenes of `autoencoder`, which needs the truth of every frame. pose: scenes
+    of the pose error, which needs dozens of renders a frame. returns: scenes of there-and-back.
+    """
+
+    group: int
+    ceiling: int
+    pose: int
+    returns: int
+
+
+# On a CPU a larger batch is no faster, and a rendered frame costs about as much as a dreamt one.
+BUDGETS = {
+    "cpu": Budget(group=4, ceiling=4, pose=2, returns=4),
+    "cuda": Budget(group=32, ceiling=64, pose=16, returns=8),
+}
 # Values of every scene by the name of their measure: [B, horizons].
 Table = dict[str, list[Tensor]]
 
@@ -60,7 +79,11 @@ def evaluate(
     where = model.device if device is None else torch.device(device)
     chunk = model.config.frames_per_chunk
     drives = held_out(model.config, scenes, seed, math.ceil(frames / chunk) * chunk, where)
-    few = max(2, min(scenes // 4, RETURN_SCENES))
+    if any(k % returns[0] or k % chunk for k in returns):
+        raise ConfigError(
+            f"returns={tuple(returns)}; allowed are multiples of the first and of a chunk's {chunk} frames"
+        )
+    few = min(scenes, BUDGETS[model.device.type].returns)
     back = held_out(model.config, few, seed, returns[0], where, "there_and_back") if returns else None
     horizons = [k for k in HORIZONS if k <= drives.poses.shape[1] - 1]
     work = 2 * len(drives) * (drives.poses.shape[1] - 1) + (len(back) * returns[-1] if back else 0)
@@ -68,6 +91,7 @@ def evaluate(
         report, pictures = _fidelity(model, drives, horizons, bar.update)
         if back is not None:
             report["there_and_back_db"] = _there_and_back(model, back, returns, bar.update)
+            report["there_and_back_scenes"] = few
     if sheet is not None:
         save_sheet(contact_sheet(*pictures, [0, *horizons]), sheet)
     return _headline(model, scenes, seed, drives.poses.shape[1] - 1) | report
@@ -94,66 +118,77 @@ def _fidelity(
 ) -> tuple[dict[str, Any], tuple[Any, Any]]:
     """The measures along the drives, and truth and dream of the first scenes for the sheet."""
     table: Table = defaultdict(list)
-    size = GROUP[model.device.type]
-    strays = drives.on_anothers_path().groups(size)
+    budget = BUDGETS[model.device.type]
+    strays = drives.on_anothers_path().groups(budget.group)
     made, seconds, worst = 0, 0.0, 0.0
     sheets: list[tuple[Tensor, Tensor]] = []
-    for group, stray in zip(drives.groups(size), strays, strict=True):
-        own, pictures = _judge(model, group, stray, horizons, table, progress)
+    for group, stray in zip(drives.groups(budget.group), strays, strict=True):
+        own, truth, seen = _judge(model, group, stray, horizons, table, progress)
         if not sheets:
             worst = _streaming(model, group, own)
-        if sum(len(truth) for truth, _ in sheets) < SHEET_SCENES:
-            sheets.append(pictures)
+        sheets.append((truth[:SHEET_SCENES], own.frames[:SHEET_SCENES]))
+        _judge_few(model, group, own, seen, horizons, table)
         made, seconds = made + own.made, seconds + own.seconds
-    truth, dreamt = (torch.cat(rows)[:SHEET_SCENES].cpu().numpy() for rows in zip(*sheets))
-    pose = _pose_errors(table, [k for k in horizons if k in POSE_HORIZONS])
-    maps = {name: _by_horizon(torch.cat(rows), horizons) for name, rows in table.items() if not name.startswith("pose")}
-    return maps | pose | {"streaming_error": worst, "fps": made / seconds}, (truth, dreamt)
+    truths, dreams = (torch.cat(rows)[:SHEET_SCENES].cpu().numpy() for rows in zip(*sheets))
+    pose = _pose_errors(table.pop("pose", []), [k for k in horizons if k in POSE_HORIZONS])
+    joined = {name: torch.cat(rows) for name, rows in table.items()}
+    maps = {name: _by_horizon(values, horizons) for name, values in joined.items()}
+    single = {"autoencoder_scenes": len(joined["autoencoder"]), "streaming_error": worst, "fps": made / seconds}
+    return maps | pose | single, (truths, dreams)
 
 
 def _judge(
     model: WorldModel, group: HeldOut, stray: HeldOut, horizons: list[int], table: Table, progress: Progress
-) -> tuple[Dream, tuple[Tensor, Tensor]]:
-    """Appends every measure of a group of scenes to the table; returns its dream, and pictures for the sheet."""
-    truth = group.truth(group.poses)
-    video, depth = truth.rgb, truth.depth
-    at = torch.tensor(horizons, device=video.device)
-    seen = visible(depth[:, at], group.poses[:, horizons], depth[:, 0], group.poses[:, 0], group.intrinsics())
-    own = dream(model, video[:, 0], group.seeds, group.poses, [0, *horizons], progress)
-    wrong = dream(model, video[:, 0], group.seeds, stray.poses, horizons, progress).frames.to(video.device)
-    dreamt, target = own.frames[:, 1:].to(video.device), video[:, at]
-    ceiling = reconstruction(model, video).to(video.device)[:, at]
-    still = video[:, :1].expand_as(target)
+) -> tuple[Dream, Tensor, Tensor]:
+    """Appends the measures of a group of scenes to the table.
+
+    Returns its dream, frames 0 and horizons of the truth [B, 1 + T, H, W, 3], and which pixels of the horizons are
+    visible.
+    """
+    poses = group.poses[:, [0, *horizons]]
+    truth = group.truth(poses)
+    first, target = truth.rgb[:, 0], truth.rgb[:, 1:]
+    seen = visible(truth.depth[:, 1:], poses[:, 1:], truth.depth[:, 0], poses[:, 0], group.intrinsics())
+    own = dream(model, first, group.seeds, group.poses, [0, *horizons], progress)
+    wrong = dream(model, first, group.seeds, stray.poses, horizons, progress).frames.to(target.device)
+    dreamt = own.frames[:, 1:].to(target.device)
     table["psnr_visible"].append(psnr(dreamt, target, seen))
     table["psnr_all"].append(psnr(dreamt, target))
     table["ssim_all"].append(ssim(dreamt, target))
-    table["autoencoder"].append(psnr(ceiling, target, seen))
-    table["copy_first"].append(psnr(still, target, seen))
+    table["copy_first"].append(psnr(first[:, None].expand_as(target), target, seen))
     table["wrong_camera"].append(psnr(wrong, target, seen))
     table["visible_share"].append(seen.double().mean((-2, -1)))
-    measured = sum(len(rows) for rows in table["pose"])
-    if measured < POSE_SCENES and any(k in POSE_HORIZONS for k in horizons):
-        few = group.part(0, POSE_SCENES - measured)
-        table["pose"].append(_pose_offsets(few, dreamt[: len(few)], seen[: len(few)], horizons))
-    return own, (video[:, [0, *horizons]], own.frames)
+    return own, truth.rgb, seen
 
 
-def _pose_offsets(few: HeldOut, dreamt: Tensor, seen: Tensor, horizons: list[int]) -> Tensor:
-    """Offsets [B, T, 6] of the dreamt frames from their poses at the horizons of POSE_HORIZONS, compared at half
-    size.
-    """
+def _judge_few(model: WorldModel, group: HeldOut, own: Dream, seen: Tensor, horizons: list[int], table: Table) -> None:
+    """Appends what only the first scenes of the set are measured for, as the budget says."""
+    budget = BUDGETS[model.device.type]
+    few = group.part(0, budget.ceiling - sum(len(rows) for rows in table["autoencoder"]))
+    if len(few):
+        video = few.truth(few.poses).rgb
+        rebuilt = reconstruction(model, video)[:, horizons].to(video.device)
+        table["autoencoder"].append(psnr(rebuilt, video[:, horizons], seen[: len(few)]))
+    few = group.part(0, budget.pose - sum(len(rows) for rows in table["pose"]))
     columns = [index for index, k in enumerate(horizons) if k in POSE_HORIZONS]
-    pictures = dreamt[:, columns].float().flatten(0, 1).movedim(-1, 1)
-    halved = functional.avg_pool2d(pictures, 2).movedim(1, -1).unflatten(0, (len(few), len(columns)))
-    mask = functional.avg_pool2d(seen[:, columns].float(), 2) == 1
-    poses = few.poses[:, [horizons[column] for column in columns]].to(dreamt.device)
-    return refine(halved, poses, lambda where: few.truth(where, halved=2).rgb.float(), mask)
+    if len(few) and columns:
+        dreamt = own.frames[: len(few), 1:][:, columns].to(seen.device)
+        poses = few.poses[:, [horizons[column] for column in columns]]
+        table["pose"].append(_pose_offsets(few, dreamt, seen[: len(few), columns], poses))
 
 
-def _pose_errors(table: Table, horizons: list[int]) -> dict[str, Any]:
-    if not table["pose"]:
+def _pose_offsets(few: HeldOut, dreamt: Tensor, seen: Tensor, poses: Tensor) -> Tensor:
+    """Offsets [B, T, 6] of dreamt frames [B, T, H, W, 3] from their poses [B, T, 4, 4], compared at half size."""
+    pictures = dreamt.float().flatten(0, 1).movedim(-1, 1)
+    halved = functional.avg_pool2d(pictures, 2).movedim(1, -1).unflatten(0, dreamt.shape[:2])
+    mask = functional.avg_pool2d(seen.float(), 2) == 1
+    return refine(halved, poses.to(dreamt.device), lambda where: few.truth(where, halved=2).rgb.float(), mask)
+
+
+def _pose_errors(offsets: list[Tensor], horizons: list[int]) -> dict[str, Any]:
+    if not offsets:
         return {}
-    degrees, metres = magnitude(torch.cat(table["pose"]))
+    degrees, metres = magnitude(torch.cat(offsets))
     return {
         "pose_error_degrees": _by_horizon(degrees, horizons),
         "pose_error_metres": _by_horizon(metres, horizons),

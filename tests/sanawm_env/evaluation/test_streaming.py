@@ -62,4 +62,4 @@ def test_ceiling_of_the_first_frame_is_what_a_dream_begins_with(model: WorldMode
     made = dream(model, video[:, 0], [1, 2], drive(2, 8), [0], lambda frames: None)
     rebuilt = reconstruction(model, video)
     assert rebuilt.shape == video.shape
-    assert torch.equal(rebuilt[:, 0], made.frames[:, 0])
+    assert (rebuilt[:, 0].int() - made.frames[:, 0]).abs().max() <= 1  # encoded in a clip and alone

@@ -1,0 +1,153 @@
+"""`evaluate` on a tiny random world: keys, ranges, what it may depend on, and the command around it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from sanawm_env.errors import ConfigError
+from sanawm_env.evaluation import __main__ as command
+from sanawm_env.evaluation import evaluate, rooms
+from sanawm_env.evaluation.held_out import FIRST_SEED, SEEDS_EACH, held_out, shrunk_intrinsics
+from sanawm_env.evaluation.summary import summary
+from sanawm_env.evaluation.visibility import unproject
+from sanawm_env.model.config import tiny_config
+from sanawm_env.world import WorldModel
+
+MAPS = ("psnr_visible", "psnr_all", "ssim_all", "copy_first", "wrong_camera", "autoencoder", "visible_share")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    return WorldModel.random(tiny_config())
+
+
+@pytest.fixture(scope="module")
+def outcome(model: WorldModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    sheet = tmp_path_factory.mktemp("sheet") / "sheet.png"
+    return evaluate(model, scenes=3, frames=16, returns=(16, 32), sheet=sheet), sheet
+
+
+def test_report_has_the_promised_keys(outcome: tuple[dict[str, Any], Path], model: WorldModel) -> None:
+    report = json.loads(json.dumps(outcome[0], allow_nan=False))
+    assert report["resolution"] == [32, 40]
+    assert report["device"] == "cpu"
+    assert report["bundle_sha256"] == model.fingerprint
+    assert report["fps"] > 0
+    assert all(list(report[key]) == ["1", "8", "16"] for key in MAPS)
+    assert list(report["there_and_back_db"]) == ["16", "32"]
+    assert list(report["pose_error_degrees"]) == list(report["pose_error_metres"]) == ["8"]
+
+
+def test_values_are_possible(outcome: tuple[dict[str, Any], Path]) -> None:
+    report = outcome[0]
+    assert all(0 < share <= 1 for share in report["visible_share"].values())
+    assert report["visible_share"]["1"] > report["visible_share"]["16"]
+    assert all(-1 <= value <= 1 for value in report["ssim_all"].values())
+    assert report["copy_first"]["1"] > report["copy_first"]["16"]
+    assert report["streaming_error"] < 1e-5
+    assert "frames ahead" in summary(report)
+
+
+def test_contact_sheet_shows_the_scenes(outcome: tuple[dict[str, Any], Path]) -> None:
+    with Image.open(outcome[1]) as sheet:
+        assert sheet.width > 4 * 40
+        assert sheet.height > 3 * 3 * 32
+
+
+def test_grouping_of_scenes_changes_nothing(
+    outcome: tuple[dict[str, Any], Path], model: WorldModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(rooms.BUDGETS, "cpu", replace(rooms.BUDGETS["cpu"], group=2))
+    again = evaluate(model, scenes=3, frames=16, returns=())
+    assert all(again[key] == outcome[0][key] for key in MAPS)
+
+
+def test_a_perfect_world_is_found_perfect(model: WorldModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the ray-caster in place of the model: no pose error, and PSNR that falls only along the wrong path."""
+
+    def oracle(
+        model: WorldModel, pictures: torch.Tensor, seeds: tuple[int, ...], poses: torch.Tensor, keep: list[int], *_: Any
+    ) -> rooms.Dream:
+        drives = rooms.HeldOut(seeds=tuple(seeds), poses=poses, config=model.config, device=CPU)
+        latents = torch.zeros(len(seeds), 1 + 2 * (poses.shape[1] - 1) // 8, 8, 4, 5)
+        return rooms.Dream(frames=drives.truth(poses[:, keep]).rgb, latents=latents, made=1, seconds=1.0)
+
+    monkeypatch.setattr(rooms, "dream", oracle)
+    report = evaluate(model, scenes=3, frames=16, returns=(16, 32))
+    assert all(value > 90 for value in report["psnr_visible"].values())
+    assert all(value > 90 for value in report["there_and_back_db"].values())
+    assert report["wrong_camera"]["16"] < 40
+    assert report["pose_error_degrees"]["8"] < 0.2
+    assert report["pose_error_metres"]["8"] < 0.02
+
+
+def test_held_out_scenes_are_beyond_those_of_training() -> None:
+    few, many = (held_out(tiny_config(), count, 3, 8, CPU) for count in (2, 4))
+    assert few.seeds == (FIRST_SEED + 3 * SEEDS_EACH, FIRST_SEED + 3 * SEEDS_EACH + 1)
+    assert torch.equal(many.poses[:2], few.poses)
+
+
+def test_wrong_paths_begin_where_the_right_ones_do() -> None:
+    drives = held_out(tiny_config(), 3, 0, 8, CPU)
+    stray = drives.on_anothers_path()
+    assert torch.allclose(stray.poses[:, 0], drives.poses[:, 0])
+    motion = torch.linalg.inv(stray.poses[0, 0]) @ stray.poses[0, -1]
+    assert torch.allclose(motion, torch.linalg.inv(drives.poses[1, 0]) @ drives.poses[1, -1])
+
+
+def test_there_and_back_ends_where_it_began() -> None:
+    drives = held_out(tiny_config(), 4, 0, 32, CPU, "there_and_back")
+    assert (drives.poses[:, -1] - drives.poses[:, 0]).abs().max() < 1e-9
+    away = (drives.poses[:, :, :3, 3] - drives.poses[:, :1, :3, 3]).norm(dim=-1).amax(1)
+    turned = drives.poses[:, :, 2, :3] @ drives.poses[:, 0, 2, :3, None]
+    assert ((away > 0.1) | (turned.amin((1, 2)) < 0.99)).all()
+
+
+def test_shrunk_pictures_see_the_same_rays() -> None:
+    """The centre of a 2x2 block of pixels and the pixel that replaces it."""
+    whole = torch.tensor([[100.0, 90.0, 79.5, 63.5]])
+    full = unproject(torch.ones(1, 1, 8, 8), whole)[0, 0]
+    half = unproject(torch.ones(1, 1, 4, 4), shrunk_intrinsics(whole, 2))[0, 0]
+    assert torch.allclose(full.unflatten(0, (4, 2)).unflatten(2, (4, 2)).mean((1, 3)), half)
+
+
+@pytest.mark.parametrize(("scenes", "seed"), [(1, 0), (0, 0), (4, -1), (SEEDS_EACH + 1, 0)])
+def test_impossible_sets_are_one_error(model: WorldModel, scenes: int, seed: int) -> None:
+    with pytest.raises(ConfigError, match="cannot be evaluated"):
+        evaluate(model, scenes=scenes, seed=seed)
+
+
+@pytest.mark.parametrize("returns", [(12, 24), (16, 40)])
+def test_returns_are_whole_laps_of_whole_chunks(model: WorldModel, returns: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="multiples"):
+        evaluate(model, scenes=2, returns=returns)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("scnes=4", "did you mean 'scenes'"), ("scenes=many", "not a whole number"), ("json=yes", "true and false")],
+)
+def test_command_refuses_what_it_does_not_know(
+    argument: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: WorldModel
+) -> None:
+    monkeypatch.setattr(command, "load", lambda *_, **__: model)
+    assert command.main([argument]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_command_ends_with_one_json_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: WorldModel
+) -> None:
+    monkeypatch.setattr(command, "load", lambda *_, **__: model)
+    monkeypatch.setattr(command, "evaluate", lambda model, **options: {"options": options})
+    assert command.main(["scenes=2", "frames=8", "json=true"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(last)["options"] == {"scenes": 2, "seed": 0, "frames": 8, "sheet": None}
