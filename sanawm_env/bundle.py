@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from sanawm_env.config import from_mapping
 from sanawm_env.errors import BundleError, ConfigError, StorageError, nearest
@@ -27,6 +28,7 @@ EMBEDDED = Path(__file__).parent / "bundles"
 DESCRIPTION = "bundle.json"
 FORMAT = 1
 LICENCE = "Apache-2.0"
+AGAIN = "install or download the bundle again."
 Precision = Literal["auto", "bf16", "fp32"]
 
 _loaded: dict[tuple[str, str, str, torch.dtype], WorldModel] = {}
@@ -38,7 +40,8 @@ def load(
 ) -> WorldModel:
     """The world model of an embedded bundle's name or of a bundle's folder; loaded once a process, then shared.
 
-    device: None takes CUDA where there is one. precision: "auto" is bf16 where the device multiplies it natively, else fp32.
+    device: None takes CUDA where there is one. precision: "auto" is bf16 where the device multiplies it natively, fp32
+    elsewhere.
     BundleError: an unknown name, a missing or damaged file, a bundle of another format.
     """
     folder = _folder(name_or_path)
@@ -52,27 +55,27 @@ def load(
         return _loaded[key]
 
 
-def save(directory: str | Path, model: WorldModel, provenance: dict[str, Any], *, bits: int = 8, replace: bool = False) -> Path:
+def save(
+    directory: str | Path, model: WorldModel, provenance: dict[str, Any], *, bits: int = 8, replace: bool = False
+) -> Path:
     """Writes a bundle, whole or not at all, and returns its folder.
 
-    provenance: where the weights come from, as JSON. bits: of large matrices, 8, 16 or 32 (checkpoint.py). replace: whether a bundle in
-    `directory` may be replaced. BundleError when something is there already, StorageError when the disk refuses.
+    provenance: where the weights come from, as JSON. bits: of large matrices, 8, 16 or 32 (checkpoint.py). replace:
+    whether a bundle in `directory` may be replaced. BundleError when something is there already, StorageError when the
+    disk refuses.
     """
     target = Path(directory)
     if target.exists() and not (replace and (target / DESCRIPTION).exists()):
         raise BundleError(f"{target} exists already; choose another folder, or replace=True where it holds a bundle.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise StorageError(f"bundle {target} cannot be written ({error}); choose a folder on a disk with space.") from error
-    try:
-        _write(partial, model, provenance, bits)
-        _put_in_place(partial, target)
-    except OSError as error:
-        raise StorageError(f"bundle {target} cannot be written ({error}); choose a folder on a disk with space.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+            partial = Path(scratch) / target.name
+            partial.mkdir()
+            _write(partial, model, provenance, bits)
+            _put_in_place(partial, target)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"bundle {target} cannot be written ({error}); choose a folder with space.") from error
     return target
 
 
@@ -112,9 +115,9 @@ def _read_description(folder: Path) -> tuple[dict[str, Any], str]:
         told = json.loads(path.read_text(encoding="utf-8"))
         config, files, version = told["config"], told["files"], told["format"]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BundleError(f"{path} is damaged ({type(error).__name__}: {error}); install or download the bundle again.") from error
+        raise BundleError(f"{path} is damaged ({type(error).__name__}: {error}); {AGAIN}") from error
     if version != FORMAT:
-        raise BundleError(f"{path} is of format {version}, this version reads {FORMAT}; install a matching sanawm-env.")
+        raise BundleError(f"{path} has format {version}, this version reads {FORMAT}; install a matching sanawm-env.")
     return told, _fingerprint(config, files)
 
 
@@ -123,7 +126,9 @@ def _fingerprint(config: Any, files: Any) -> str:
     return hashlib.sha256(json.dumps([config, files], sort_keys=True).encode()).hexdigest()
 
 
-def _build(folder: Path, told: dict[str, Any], fingerprint: str, device: torch.device, dtype: torch.dtype) -> WorldModel:
+def _build(
+    folder: Path, told: dict[str, Any], fingerprint: str, device: torch.device, dtype: torch.dtype
+) -> WorldModel:
     config = _config(folder, told["config"])
     for name, expected in told["files"].items():
         _verify(folder / name, expected)
@@ -134,8 +139,8 @@ def _build(folder: Path, told: dict[str, Any], fingerprint: str, device: torch.d
         try:
             module.load_state_dict(weights)
         except RuntimeError as error:
-            first = str(error).splitlines()[1:2]
-            raise BundleError(f"{folder}: the weights of the {stem} do not fit its configuration ({first}).") from error
+            mismatch = str(error).splitlines()[1].strip()
+            raise BundleError(f"{folder}: the {stem}'s weights do not fit its config ({mismatch}); {AGAIN}") from error
     return WorldModel(config, denoiser.to(device, dtype), autoencoder.to(device, dtype), fingerprint)
 
 
@@ -147,15 +152,15 @@ def _config(folder: Path, mapping: Any) -> WorldConfig:
 
 
 def _verify(path: Path, expected: dict[str, Any]) -> None:
-    again = "install or download the bundle again."
     if not path.is_file():
-        raise BundleError(f"weight file {path} is missing; {again}")
+        raise BundleError(f"weight file {path} is missing; {AGAIN}")
     size = path.stat().st_size
     if size != expected["bytes"]:
-        raise BundleError(f"weight file {path} has {size} bytes, expected {expected['bytes']}: it is truncated or changed; {again}")
+        raise BundleError(f"weight file {path} has {size} bytes, expected {expected['bytes']}; {AGAIN}")
     found = _sha256(path)
     if found != expected["sha256"]:
-        raise BundleError(f"weight file {path} has SHA-256 {found[:12]}..., expected {expected['sha256'][:12]}...; {again}")
+        expected_start = expected["sha256"][:12]
+        raise BundleError(f"weight file {path} has SHA-256 {found[:12]}..., expected {expected_start}...; {AGAIN}")
 
 
 def _sha256(path: Path) -> str:
@@ -186,7 +191,6 @@ def _write(folder: Path, model: WorldModel, provenance: dict[str, Any], bits: in
 
 def _put_in_place(partial: Path, target: Path) -> None:
     """Renames the finished folder to `target`; an old bundle there goes only when the new one stands."""
-    os.chmod(partial, 0o755)
     if not target.exists():
         partial.rename(target)
         return

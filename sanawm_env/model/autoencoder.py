@@ -27,8 +27,8 @@ class AutoencoderConfig:
     encoder_widths: channels after each halving (before the first there are latent_channels). decoder_widths,
     upsample_factors: channels before each doubling, and what the doubling divides them by. encoder_layers,
     decoder_layers: residual blocks of each level, the middle block last. levels: what each level halves, "spatial",
-    "temporal" or "spatiotemporal"; the decoder undoes `decoder_levels`, `levels` where that is empty. patch: pixels of a
-    side folded into channels before the first level.
+    "temporal" or "spatiotemporal"; the decoder undoes `decoder_levels`, `levels` where that is empty. patch: pixels of
+    a side folded into channels before the first level.
     """
 
     latent_channels: int = 32
@@ -49,7 +49,7 @@ class AutoencoderConfig:
         self._check_lengths()
         if _product(self.levels) != _product(self.upsampling):
             raise ConfigError(
-                f"decoder_levels {self.decoder_levels} and levels {self.levels} differ in stride; they must undo one another."
+                f"decoder_levels {self.decoder_levels} have other strides than levels {self.levels}; make them equal."
             )
 
     def _check_lengths(self) -> None:
@@ -170,7 +170,9 @@ class Autoencoder(nn.Module):
         raw = self._denormalise(latents)
         if raw.device.type != "cpu" or raw.shape[0] == 1:
             return self._continue(raw, cache, started)
-        rows = [self._continue(x, {k: v[i : i + 1] for k, v in cache.items()}, started) for i, x in enumerate(raw.split(1))]
+        rows = []
+        for i, row in enumerate(raw.split(1)):
+            rows.append(self._continue(row, {name: x[i : i + 1] for name, x in cache.items()}, started))
         return torch.cat([pixels for pixels, _ in rows]), {k: torch.cat([new[k] for _, new in rows]) for k in cache}
 
     def decode_clip(self, latents: Tensor) -> Tensor:
@@ -205,5 +207,5 @@ def _one_by_one(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def _all_started(flags: Tensor) -> bool:
     values = set(flags.tolist())
     if len(values) > 1:
-        raise StateError("some streams of the batch have started and some have not; decode the two groups in two calls.")
+        raise StateError("some streams of the batch have started, some have not; decode the two groups in two calls.")
     return bool(values and values.pop())

@@ -1,8 +1,8 @@
 """LTX-2's video encoder and decoder as functions over diffusers' modules, with the memory of a stream going in and out.
 
-Diffusers runs a whole clip and keeps nothing. These functions read the weights of its modules and compute the same, with
-two differences that streaming needs (spec rollout.md 9): a causal convolution takes its last k-1 input frames from a
-cache, and a temporal upsampler drops its leading frames only at the start of a stream.
+Diffusers runs a whole clip and keeps nothing. These functions read the weights of its modules and compute the same,
+with two differences that streaming needs (spec rollout.md 9): a causal convolution takes its last k-1 input frames from
+a cache, and a temporal upsampler drops its leading frames only at the start of a stream.
 
 Activations are [B, T, H, W, C], channels last. A convolution over time and space runs as one over space on the k frames
 side by side as channels: the same sums, in fp32 on a CPU seven times as fast as torch's own, and on a GPU it takes the
@@ -45,7 +45,7 @@ class Stream:
 
 
 def lay_out(module: nn.Module) -> None:
-    """Reorders the memory of convolution weights, not their values or shapes, so that `_convolve` reads them in place."""
+    """Reorders convolution weights in memory, keeping values and shapes, so that `_convolve` reads them in place."""
     for conv in module.modules():
         if isinstance(conv, nn.Conv3d):
             conv.weight.data = conv.weight.data.permute(0, 3, 4, 2, 1).contiguous().permute(0, 4, 3, 1, 2)
@@ -111,7 +111,8 @@ def _convolve(causal: Any, name: str, x: Tensor, stream: Stream) -> Tensor:
 
 def _activate(norm: Any, x: Tensor) -> Tensor:
     """SiLU of x at unit root mean square over the channels of each pixel."""
-    return F.silu(F.rms_norm(x, x.shape[-1:], eps=norm.eps))
+    # Autocast would go on in fp32 from here.
+    return F.silu(F.rms_norm(x, x.shape[-1:], eps=norm.eps)).to(x.dtype)
 
 
 def _residual_blocks(parent: Any, name: str, x: Tensor, stream: Stream) -> Tensor:
@@ -129,7 +130,7 @@ def _residual_block(block: Any, name: str, x: Tensor, stream: Stream) -> Tensor:
 
 
 def _downsample(module: Any, x: Tensor, stream: Stream) -> Tensor:
-    """Convolution, then time and space to channels, plus the input folded likewise and averaged over groups of channels."""
+    """Convolution, then time and space to channels, plus the input folded likewise, channels averaged in groups."""
     x = torch.cat([x[:, : module.stride[0] - 1], x], dim=1)
     folded = _space_to_channels(x, module.stride).unflatten(-1, (-1, module.group_size)).mean(-1)
     return _space_to_channels(_convolve(module.conv, "", x, stream), module.stride) + folded
@@ -162,7 +163,7 @@ def _channels_to_space(x: Tensor, stride: tuple[int, int, int]) -> Tensor:
 
 
 def _fold_patches(pixels: Tensor, patch: int) -> Tensor:
-    """[B, T, H / patch, W / patch, 3 * patch * patch] of [B, 3, T, H, W]; the columns of a patch vary slowest (LTX-2's order)."""
+    """[B, T, H / patch, W / patch, 3 * patch * patch] of [B, 3, T, H, W]; patches column by column (LTX-2's order)."""
     x = pixels.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
     return x.permute(0, 2, 3, 5, 1, 6, 4).flatten(4)
 

@@ -40,9 +40,10 @@ def write_weights(
 ) -> list[str]:
     """Writes `stem`-00001.safetensors and so on below `folder`; returns the file names.
 
-    bits: of tensors with at least two dimensions and 4,096 elements: 32 (as they are), 16 (fp16) or 8. Smaller ones stay as they are.
+    bits: of tensors with at least two dimensions and 4,096 elements: 32 (as they are), 16 (fp16) or 8. All others stay
+    as they are.
     """
-    names = []
+    names: list[str] = []
     for shard in _shards(_encoded(weights, bits), shard_bytes):
         names.append(f"{stem}-{len(names) + 1:05d}.safetensors")
         save_file(shard, folder / names[-1])
@@ -57,7 +58,8 @@ def read_weights(paths: Iterable[Path]) -> dict[str, Tensor]:
         try:
             stored.update(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise BundleError(f"weight file {path} cannot be read ({error}); install or download the bundle again.") from error
+            remedy = "install or download the bundle again."
+            raise BundleError(f"weight file {path} cannot be read ({error}); {remedy}") from error
     return {name: _decoded(name, x, stored) for name, x in stored.items() if not name.endswith(SCALE)}
 
 

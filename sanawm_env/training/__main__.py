@@ -12,7 +12,7 @@ from sanawm_env.training import run_stage
 def main(arguments: list[str]) -> int:
     """Exit status: 0, or 1 with the error on stderr."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m sanawm_env.training {rooms-autoencoder|rooms-denoiser|smoke} [out=FOLDER] [key=value ...]")
+        print("usage: python -m sanawm_env.training rooms-autoencoder|rooms-denoiser|smoke out=FOLDER [key=value ...]")
         return 0
     try:
         run_stage(arguments[0], parse_overrides(arguments[1:]))

@@ -1,4 +1,4 @@
-"""Stage `rooms-autoencoder`: the Rooms autoencoder on clips rendered as it trains, by wall clock and over as many runs as it takes."""
+"""Stage `rooms-autoencoder`: trained on clips rendered as it goes, by wall clock, over one or more runs."""
 
 from __future__ import annotations
 
@@ -43,11 +43,13 @@ DESCRIPTION = "autoencoder.json"
 class AutoencoderTraining:
     """Settings of the stage.
 
-    out: folder of the checkpoint (autoencoder.pt) and of the result (autoencoder.json with its shards). minutes: wall clock of this run;
-    total_minutes: of the whole schedule, over all runs. batch: clips of `clip_frames` frames a step. bank, source_scenes, clips_a_path,
-    fresh_every, workers: clips kept on the device, rooms rendered at once, clips cut from each one's trajectory, steps between refreshes,
-    planning processes. noise: largest deviation of the noise added to latents before decoding, against the latents' own.
-    square, edges: weights of losses.py. muon_lr None trains with AdamW alone. first_seed: of the training rooms.
+    out: folder of the checkpoint (autoencoder.pt) and of the result (autoencoder.json with its shards).
+    minutes: wall clock of this run; total_minutes: of the whole schedule, over all runs (None: this run is all).
+    batch: clips of `clip_frames` frames a step, on each GPU. bank: clips kept on the device.
+    source_scenes, clips_a_path: rooms rendered at once, clips cut from each one's trajectory.
+    fresh_every: steps between refreshes of the bank. workers: planning processes.
+    noise: largest deviation of the noise put on latents before decoding, against their own.
+    square, edges: weights of losses.py. muon_lr: None trains with AdamW alone. first_seed: of the training rooms.
     """
 
     out: Path
@@ -55,10 +57,10 @@ class AutoencoderTraining:
     total_minutes: float | None = None
     batch: int = 32
     clip_frames: int = 17
-    bank: int = 2048
+    bank: int = 4096
     source_scenes: int = 32
     clips_a_path: int = 4
-    fresh_every: int = 8
+    fresh_every: int = 16
     workers: int = 12
     lr: float = 2e-3
     muon_lr: float | None = None
@@ -79,9 +81,11 @@ class AutoencoderTraining:
 
 
 class AutoencoderRun:
-    """One run of the stage: model, averaged weights, optimisers and clock, resumed from `settings.out` where a checkpoint lies there."""
+    """One run of the stage: resumes from `out/autoencoder.pt` when it is there."""
 
-    def __init__(self, settings: AutoencoderTraining, picture: Picture, config: AutoencoderConfig, ranks: Ranks) -> None:
+    def __init__(
+        self, settings: AutoencoderTraining, picture: Picture, config: AutoencoderConfig, ranks: Ranks
+    ) -> None:
         self.settings, self.picture, self.ranks, self.device = settings, picture, ranks, ranks.device
         device = self.device
         torch.manual_seed(settings.seed)
@@ -109,7 +113,7 @@ class AutoencoderRun:
         self.clock = WallClock(settings.minutes, settings.total_minutes, float(saved.get("seconds", 0.0)))
 
     def train(self) -> dict[str, Any]:
-        """Trains until the clock or `max_steps` says stop; saves checkpoint and result; returns the held-out figures."""
+        """Trains until the clock or `max_steps` stops it; saves checkpoint and result; returns the held-out figures."""
         settings = self.settings
         source = self._source()
         try:
@@ -165,7 +169,7 @@ class AutoencoderRun:
     def _step(self, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         settings = self.settings
         set_rate(self.optimisers, rate_factor(self.progress, self.step - self.first_step, settings.warmup))
-        # Half of the clips at most carry much noise: a clean latent must decode best.
+        # Squared: most clips carry little noise, because a clean latent must decode best.
         amount = settings.noise * torch.rand(truth.shape[0], 1, 1, 1, 1, device=self.device) ** 2
         with self._autocast():
             shown = self.reconstruct(truth, amount)
@@ -203,13 +207,12 @@ class AutoencoderRun:
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
-        """Held-out reconstruction of the averaged weights: mean PSNR over scenes, plain, with noisy latents, and in bf16."""
+        """PSNR of averaged weights on held-out clips, mean over scenes: plain, with noisy latents, in bf16."""
         settings = self.settings
         seeds = list(range(VALIDATION_SEED, VALIDATION_SEED + settings.validation_scenes))
         path = plan_paths(seeds, settings.validation_frames, self.picture.fps)
-        frames = torch.cat(
-            [rendered(self.picture, seeds[i : i + 8], path[i : i + 8], self.device).cpu() for i in range(0, len(seeds), 8)]
-        )
+        parts = [slice(i, i + 8) for i in range(0, len(seeds), 8)]
+        frames = torch.cat([rendered(self.picture, seeds[part], path[part], self.device).cpu() for part in parts])
         plain, half = self.averaged, copy.deepcopy(self.averaged).bfloat16()
         metrics: dict[str, Any] = {"psnr": self._psnr(plain, frames, 0.0)}
         metrics |= {f"psnr_noise_{level}": self._psnr(plain, frames, level) for level in (0.05, 0.1)}
@@ -286,9 +289,11 @@ def train_autoencoder(
 ) -> dict[str, Any]:
     """Runs the stage and prints its held-out figures."""
     run = AutoencoderRun(settings, picture, config, ranks)
-    parts = {name: sum(p.numel() for p in getattr(run.model.vae, name).parameters()) for name in ("encoder", "decoder")}
     if ranks.is_first:
-        print(f"autoencoder: {parts} parameters, from step {run.step}, {ranks.count} x {ranks.device.type}", flush=True)
+        vae = run.model.vae
+        sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (vae.encoder, vae.decoder)]
+        parts = f"encoder {sizes[0]:.2f} M, decoder {sizes[1]:.2f} M parameters"
+        print(f"autoencoder: {parts}; from step {run.step} on {ranks.count} x {ranks.device.type}", flush=True)
     metrics = run.train()
     if ranks.is_first:
         print(json.dumps({"step": run.step, "minutes": round(run.clock.seconds / 60, 2), **metrics}), flush=True)

@@ -35,8 +35,8 @@ def rendered(picture: Picture, seeds: list[int], path: np.ndarray, device: torch
 class FrameSource:
     """Clips of scenes that are never repeated and never held out, planned ahead by worker processes.
 
-    scenes: rooms a call. clip_frames: frames a clip, 1 + k. clips_a_path: clips cut from one trajectory, each starting where the one before ends.
-    workers: processes that plan trajectories; 0 plans in place.
+    scenes: rooms a call. clip_frames: frames a clip. clips_a_path: clips cut from one trajectory, each starting at the
+    frame where the one before ends. workers: processes that plan trajectories; 0 plans in place.
     """
 
     def __init__(

@@ -7,8 +7,9 @@ from torch import Tensor
 
 
 def reconstruction_loss(shown: Tensor, truth: Tensor, *, square: float, edges: float) -> Tensor:
-    """Mean absolute error, plus `square` times the mean squared error, plus `edges` times the error of neighbour differences.
+    """Mean absolute error, `square` times the mean squared error and `edges` times that of differences of neighbours.
 
+    Neighbours are two pixels side by side or one above the other, or one pixel in two frames.
     shown, truth: [B, 3, T, H, W] in [-1, 1].
     """
     error = shown.float() - truth

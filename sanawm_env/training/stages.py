@@ -1,9 +1,8 @@
-"""The training stages by name, built from a plain mapping of settings: what the command line and `python -m` both call."""
+"""The training stages by name, from plain mappings of settings: what the command line and `python -m` both call."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,22 +21,42 @@ from sanawm_env.training.ranks import Ranks
 from sanawm_env.world import WorldModel
 
 # Settings with which every line of a stage runs within seconds on a CPU; they say nothing about quality.
-SMOKE_AUTOENCODER = {
-    "minutes": 0.2, "batch": 2, "clip_frames": 9, "bank": 4, "source_scenes": 2, "clips_a_path": 2, "fresh_every": 4, "workers": 0,
-    "compiled": False, "max_steps": 8, "log_seconds": 1.0, "statistics_clips": 4, "validation_scenes": 2, "validation_frames": 8,
-}  # fmt: skip
-SMOKE_DENOISER = {
-    "minutes": 0.2, "batch": 2, "latents": 5, "long_latents": 7, "bank": 4, "source_batch": 2, "workers": 0, "compiled": False,
-    "max_steps": 6, "log_seconds": 1.0,
-}  # fmt: skip
+SMOKE_AUTOENCODER: dict[str, Any] = {
+    "minutes": 0.2,
+    "max_steps": 8,
+    "batch": 2,
+    "clip_frames": 9,
+    "bank": 4,
+    "source_scenes": 2,
+    "clips_a_path": 2,
+    "fresh_every": 4,
+    "workers": 0,
+    "compiled": False,
+    "log_seconds": 1.0,
+    "statistics_clips": 4,
+    "validation_scenes": 2,
+    "validation_frames": 8,
+}
+SMOKE_DENOISER: dict[str, Any] = {
+    "minutes": 0.2,
+    "max_steps": 6,
+    "batch": 2,
+    "latents": 5,
+    "long_latents": 7,
+    "bank": 4,
+    "source_batch": 2,
+    "workers": 0,
+    "compiled": False,
+    "log_seconds": 1.0,
+}
 
 
 def run_stage(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Runs the stage `name` and returns its figures.
 
-    mapping: fields of the stage's settings, and beside them `device` ("auto", "cpu", "cuda") and `smoke` (tiny sizes, seconds on a
-    CPU). rooms-autoencoder also takes a group `autoencoder` (AutoencoderConfig); rooms-denoiser takes `autoencoder`, the folder that the
-    first stage left. ConfigError names an unknown stage or key.
+    mapping: fields of the stage's settings, and beside them `device` ("auto", "cpu", "cuda") and `smoke` (tiny sizes,
+    seconds on a CPU). rooms-autoencoder also takes a group `autoencoder` (AutoencoderConfig); rooms-denoiser takes
+    `autoencoder`, the folder that the first stage left. ConfigError names an unknown stage or key.
     """
     if name not in STAGES:
         raise ConfigError(f"stage is {name!r}; {nearest(name, STAGES)}")
@@ -77,7 +96,7 @@ def _rooms_autoencoder(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]
 def _rooms_denoiser(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     smoke = bool(settings.pop("smoke", False))
     if "autoencoder" not in settings:
-        raise ConfigError("autoencoder is missing; give the folder that the stage rooms-autoencoder left, autoencoder=FOLDER.")
+        raise ConfigError("autoencoder is missing; give the folder of the stage rooms-autoencoder, autoencoder=FOLDER.")
     autoencoder, origin = load_autoencoder(Path(str(settings.pop("autoencoder"))))
     world = dataclasses.replace(_world(smoke), autoencoder=autoencoder.config)
     training = from_mapping(DenoiserTraining, (SMOKE_DENOISER if smoke else {}) | settings)
@@ -86,8 +105,12 @@ def _rooms_denoiser(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     if not ranks.is_first:
         return {}
     model = WorldModel(world, denoiser.cpu(), autoencoder.cpu())
-    settings_used = json.loads(json.dumps(dataclasses.asdict(training) | {"out": training.out.name}))
-    provenance = {"steps": run.step, "minutes": round(run.clock.seconds / 60, 2), "devices": ranks.count, "settings": settings_used}
+    provenance = {
+        "steps": run.step,
+        "minutes": round(run.clock.seconds / 60, 2),
+        "devices": ranks.count,
+        "settings": dataclasses.asdict(training) | {"out": training.out.name},
+    }
     save_bundle(training.out / "bundle", model, {"denoiser": provenance, "autoencoder": origin}, replace=True)
     return {"steps": run.step, "bundle": str(training.out / "bundle")}
 
@@ -98,8 +121,9 @@ def _smoke(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         out = Path(str(settings.pop("out", scratch)))
         if settings:
             raise ConfigError(f"stage smoke takes no key {next(iter(settings))!r}; it knows out and device.")
-        figures = _rooms_autoencoder({"smoke": True, "out": str(out / "autoencoder")}, ranks)
-        return figures | _rooms_denoiser({"smoke": True, "out": str(out), "autoencoder": str(out / "autoencoder")}, ranks)
+        first = str(out / "autoencoder")
+        figures = _rooms_autoencoder({"smoke": True, "out": first}, ranks)
+        return figures | _rooms_denoiser({"smoke": True, "out": str(out), "autoencoder": first}, ranks)
 
 
 STAGES: dict[str, Callable[[dict[str, Any], Ranks], dict[str, Any]]] = {

@@ -1,0 +1,66 @@
+"""Sharded and 8-bit weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sanawm_env.errors import BundleError
+from sanawm_env.model.checkpoint import dequantise, quantise, read_weights, write_weights
+
+WEIGHTS = {
+    "matrix": torch.randn(64, 80, generator=torch.Generator().manual_seed(0)),
+    "convolution": torch.randn(32, 16, 3, 3, generator=torch.Generator().manual_seed(1)),
+    "small": torch.randn(8, 8, generator=torch.Generator().manual_seed(2)),
+    "vector": torch.randn(5000, generator=torch.Generator().manual_seed(3)),
+    "count": torch.tensor(7),
+}
+
+
+def round_trip(folder: Path, bits: int, shard_bytes: int = 2**24) -> dict[str, torch.Tensor]:
+    names = write_weights(folder, "part", WEIGHTS, bits=bits, shard_bytes=shard_bytes)
+    return read_weights(folder / name for name in names)
+
+
+def test_32_bits_are_exact_and_shards_are_bounded(tmp_path: Path) -> None:
+    read = round_trip(tmp_path, 32, shard_bytes=24_000)
+    assert read.keys() == WEIGHTS.keys()
+    assert all(torch.equal(read[name], x) for name, x in WEIGHTS.items())
+    assert len(list(tmp_path.iterdir())) == 3
+    assert all(path.stat().st_size < 26_000 for path in tmp_path.iterdir())
+
+
+def test_16_bits_touch_matrices_only(tmp_path: Path) -> None:
+    read = round_trip(tmp_path, 16)
+    assert torch.equal(read["matrix"], WEIGHTS["matrix"].half().float())
+    assert all(torch.equal(read[name], WEIGHTS[name]) for name in ("small", "vector", "count"))
+
+
+def test_8_bits_are_read_as_quantised_and_close(tmp_path: Path) -> None:
+    read = round_trip(tmp_path, 8)
+    for name in ("matrix", "convolution"):
+        assert torch.equal(read[name], dequantise(*quantise(WEIGHTS[name])))
+        rows, error = WEIGHTS[name].flatten(1), (read[name] - WEIGHTS[name]).flatten(1)
+        assert (error.abs().amax(1) <= rows.abs().amax(1) / 254 * 1.001).all()
+    assert all(torch.equal(read[name], WEIGHTS[name]) for name in ("small", "vector", "count"))
+
+
+def test_quantising_twice_changes_nothing_more() -> None:
+    once = dequantise(*quantise(WEIGHTS["matrix"]))
+    torch.testing.assert_close(dequantise(*quantise(once)), once, atol=0, rtol=1e-6)
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    weight = WEIGHTS["matrix"].clone()
+    weight[3] = 0
+    assert torch.equal(dequantise(*quantise(weight))[3], torch.zeros(80))
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "part-00001.safetensors").write_bytes(b"nothing of the sort")
+    with pytest.raises(BundleError, match=r"part-00001\.safetensors cannot be read"):
+        read_weights([tmp_path / "part-00001.safetensors"])
+    with pytest.raises(BundleError, match="5 bits, allowed are 8, 16 and 32"):
+        write_weights(tmp_path, "part", WEIGHTS, bits=5)
