@@ -92,10 +92,10 @@ def run(config: DemoConfig) -> dict[str, Any]:
 
 
 def make(config: DemoConfig) -> Any:
-    """The environment of the demo: Rooms with a differential drive, all frames of a step in `info`, recorded."""
+    """The environment of the demo: Rooms with a differential drive, no goal, all frames of a step in `info`."""
     import gymnasium as gym
 
-    return gym.make("sanawm_env/Rooms-v0", bundle=config.bundle, device=config.device, action_map="diff_drive")
+    return gym.make("sanawm_env/Rooms-v0", bundle=config.bundle, device=config.device, task="drive")
 
 
 def drive(env: Any, config: DemoConfig) -> Rollout:

@@ -89,8 +89,9 @@ def layout(videos: list[str], scalars: list[str], *, text: bool = False) -> rrb.
 class RerunViewer(gym.Wrapper):
     """Logs what an environment does to Rerun as it happens; observations, rewards and infos pass through unchanged.
 
-    path: .rrd file to write; None starts the viewer. The environment must give `info["frames"]` and `info["poses"]`
-    (Rooms does by default). Every `reset` begins a new time line at 0 s below `episode_<k>`.
+    path: .rrd file to write; None starts the viewer. The environment must give `info["frames"]`, `info["poses"]` and,
+    at a reset, `info["intrinsics"]` (one world of Rooms does). Every `reset` begins again at 0 s, as an episode of its
+    own on the time line "episode".
     """
 
     def __init__(self, env: gym.Env, path: Path | str | None = None):
@@ -102,13 +103,16 @@ class RerunViewer(gym.Wrapper):
         else:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._stream.save(path, default_blueprint=blueprint)
+        self._episode = -1
         self._frame = 0
         self._path: list[np.ndarray] = []
+        self._intrinsics = np.zeros(4)
         self._stream.log("world", AXES, static=True)
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**options)
-        self._frame, self._path = 0, []
+        self._episode, self._frame, self._path = self._episode + 1, 0, []
+        self._intrinsics = np.asarray(_needed(info, "intrinsics"))
         self._log(info, reward=0.0)
         return observation, info
 
@@ -123,25 +127,27 @@ class RerunViewer(gym.Wrapper):
         super().close()
 
     def _log(self, info: Mapping[str, Any], reward: float) -> None:
-        if info.get("frames") is None or info.get("poses") is None:
-            raise LifecycleError(
-                'RerunViewer needs info["frames"] and info["poses"]; make the environment with frames="all"'
-            )
         fps = float(self.env.get_wrapper_attr("fps"))
-        intrinsics = np.asarray(info["intrinsics"])
-        for picture, pose in zip(info["frames"], info["poses"]):
+        self._stream.set_time("episode", sequence=self._episode)
+        for picture, pose in zip(_needed(info, "frames"), _needed(info, "poses")):
             self._stream.set_time(TIMELINE, duration=self._frame / fps)
-            self._log_frame(np.asarray(picture), np.asarray(pose), intrinsics)
+            self._log_frame(np.asarray(picture), np.asarray(pose))
             self._frame += 1
         self._stream.log("scalars/reward", rr.Scalars(reward))
 
-    def _log_frame(self, picture: np.ndarray, pose: np.ndarray, intrinsics: np.ndarray) -> None:
+    def _log_frame(self, picture: np.ndarray, pose: np.ndarray) -> None:
         self._path.append(pose[:3, 3])
         encoded = rr.EncodedImage(contents=encode(picture), media_type="image/jpeg")
         self._stream.log("video/frames", encoded)
         self._stream.log("world/camera", rr.Transform3D(translation=pose[:3, 3], mat3x3=pose[:3, :3]))
-        self._stream.log("world/camera/image", _pinhole(intrinsics, picture.shape), encoded)
+        self._stream.log("world/camera/image", _pinhole(self._intrinsics, picture.shape), encoded)
         self._stream.log("world/path", rr.LineStrips3D([np.array(self._path)], colors=[COLOURS[0]], radii=0.01))
+
+
+def _needed(info: Mapping[str, Any], name: str) -> Any:
+    if info.get(name) is None:
+        raise LifecycleError(f'RerunViewer needs info["{name}"]; make the environment of one world with frames="all"')
+    return info[name]
 
 
 def _log_static(stream: rr.RecordingStream, rollout: Rollout) -> None:

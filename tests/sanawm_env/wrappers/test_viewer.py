@@ -64,11 +64,11 @@ class Corridor(gym.Env[np.ndarray, np.ndarray]):
 
     def _info(self, count: int) -> dict[str, Any]:
         frames = np.zeros((count, 16, 16, 3), np.uint8)
-        info = {"poses": np.tile(np.eye(4), (count, 1, 1)), "intrinsics": np.array([20.0, 20, 7.5, 7.5])}
+        info: dict[str, Any] = {"poses": np.tile(np.eye(4), (count, 1, 1))}
         return {**info, "frames": frames} if self.with_frames else info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return np.zeros((16, 16, 3), np.uint8), self._info(1)
+        return np.zeros((16, 16, 3), np.uint8), {**self._info(1), "intrinsics": np.array([20.0, 20, 7.5, 7.5])}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return np.zeros((16, 16, 3), np.uint8), 0.5, False, False, self._info(2)
