@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,8 @@ def footprint_distance(footprints: Tensor, points: Tensor) -> Tensor:
     cx, cz, hx, hz, cos, sin, radius = (footprints[..., None, :, i] for i in range(7))
     x, z = points[..., 0, None] - cx, points[..., 1, None] - cz
     over_x, over_z = (cos * x + sin * z).abs() - hx, (cos * z - sin * x).abs() - hz
-    outside = torch.hypot(over_x.clamp(min=0.0), over_z.clamp(min=0.0))
+    beyond_x, beyond_z = over_x.clamp(min=0.0), over_z.clamp(min=0.0)
+    outside = (beyond_x * beyond_x + beyond_z * beyond_z).sqrt()
     return outside + torch.maximum(over_x, over_z).clamp(max=0.0) - radius
 
 
@@ -32,3 +34,30 @@ def clearance(scenes: Scenes, positions: Tensor) -> Tensor:
     furniture = footprint_distance(scenes.footprints, points).amin(dim=-1)
     walls = (scenes.half_size[:, None, (0, 2)] - points.abs()).amin(dim=-1)
     return torch.minimum(furniture, walls)
+
+
+class FloorPlan:
+    """The same distance in NumPy float64, for controllers that ask frame by frame. Rows are rooms."""
+
+    def __init__(self, footprints: np.ndarray, half_size: np.ndarray):
+        """footprints [B, K, 7], half_size [B, 3]"""
+        self.footprints, self.half_size = footprints, half_size
+        self._columns = [np.ascontiguousarray(footprints[:, None, :, i]) for i in range(7)]
+
+    @classmethod
+    def of(cls, scenes: Scenes) -> FloorPlan:
+        return cls(scenes.footprints.cpu().double().numpy(), scenes.half_size.cpu().double().numpy())
+
+    def rows(self, index: np.ndarray) -> FloorPlan:
+        return FloorPlan(self.footprints[index], self.half_size[index])
+
+    def distance(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """Metres [B, N] from points x, z [B, N] to the nearest wall or furniture; negative inside or outside the room."""
+        cx, cz, hx, hz, cos, sin, radius = self._columns
+        from_x, from_z = x[..., None] - cx, z[..., None] - cz
+        over_x, over_z = np.abs(cos * from_x + sin * from_z) - hx, np.abs(cos * from_z - sin * from_x) - hz
+        beyond_x, beyond_z = np.maximum(over_x, 0.0), np.maximum(over_z, 0.0)
+        inside = np.minimum(np.maximum(over_x, over_z), 0.0)
+        furniture = (np.sqrt(beyond_x * beyond_x + beyond_z * beyond_z) + inside - radius).min(axis=-1)
+        walls = np.minimum(self.half_size[:, 0, None] - np.abs(x), self.half_size[:, 2, None] - np.abs(z))
+        return np.minimum(furniture, walls)

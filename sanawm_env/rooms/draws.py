@@ -29,7 +29,7 @@ class Draws:
 
     def __init__(self, seeds: Tensor, domain: int):
         """seeds: int64 [B]. domain: separates streams that use the same seeds (scenes, trajectories)."""
-        self._keys = mix(mix(seeds + _GOLDEN) + domain * _GOLDEN)
+        self._keys = mix(mix(seeds + _GOLDEN) + torch.tensor(domain) * _GOLDEN)
         self._counter = 0
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
