@@ -182,8 +182,8 @@ class Keys(ActionMap):
         velocity, before = motion[:, :4], motion[:, 4:]
         seconds = np.where(np.abs(target) > 1e-12, HELD_SECONDS, COAST_SECONDS)
         eased = velocity + (1 - np.exp(-dt / seconds)) * (target - velocity)
-        newly = (pressed > before).any(axis=1)
-        return np.where(newly[:, None], target, eased)
+        newly = np.any(pressed > before, axis=1, keepdims=True)
+        return np.where(newly, target, eased)
 
     def _move(self, pose: np.ndarray, change: np.ndarray) -> np.ndarray:
         """Pose after a frame (spec rollout.md 5.2); change: [B, 4] metres and radians."""

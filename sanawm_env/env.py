@@ -1,0 +1,219 @@
+"""SanaWMEnv: one learned world behind Gymnasium's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+
+from sanawm_env.actions import ActionMap
+from sanawm_env.config import from_mapping
+from sanawm_env.episodes import EnvConfig, Episodes, Precision, open_model
+from sanawm_env.errors import ConfigError, LifecycleError
+from sanawm_env.snapshot import Snapshot
+from sanawm_env.spaces import action_space, check_choice, observation_space
+from sanawm_env.start import check_seed, read_options
+
+if TYPE_CHECKING:
+    from sanawm_env.vector_env import SanaWMVectorEnv
+    from sanawm_env.world import WorldModel
+
+RENDER_MODES = ("rgb_array", "rgb_array_list")
+SEEDS = 10**9  # worlds reset without a seed get one below this; held-out rooms start here
+
+
+class SanaWMEnv(gymnasium.Env[Any, Any]):
+    """One world that an agent steps a chunk of F frames at a time.
+
+    bundle: name or folder of a world model, which all environments of a process share, or a `WorldModel`. device: where
+    to run it, the best there is if None. precision: "auto", "bf16" or "fp32". render_mode: None, "rgb_array" (the
+    newest frame) or "rgb_array_list" (all frames since the last call). options: the fields of `episodes.EnvConfig`:
+    action_map, action_options, action_mode, observation, frames, task, horizon, strict.
+
+    `step` returns exactly F frames; k steps after a reset make 1 + kF. The reward is the sum over the chunk's frames
+    up to the end of the episode. `terminated` comes from the task alone, `truncated` from the horizon, the task's time
+    limit or a fault of the model (`info["truncation_reason"]`). After the end the world still steps, without reward,
+    until reset.
+
+    A world's seed drives its room, start pose, goal and noise; nothing else does. Seeds from 10^9 up give rooms that
+    the shipped world was never trained on.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 10}
+
+    def __init__(
+        self,
+        bundle: str | Path | WorldModel = "rooms",
+        *,
+        device: str | None = None,
+        precision: Precision = "auto",
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        config = read_config(options, frames="all")
+        if render_mode is not None:
+            check_choice("render_mode", render_mode, RENDER_MODES)
+        self._episodes = Episodes(open_model(bundle, device, precision), config, 1)
+        world = self._episodes.model.config
+        self.render_mode = render_mode
+        # One call of render() a step shows one frame in F.
+        shown = world.fps if render_mode == "rgb_array_list" else world.fps / world.frames_per_chunk
+        self.metadata = {**type(self).metadata, "render_fps": shown}
+        self.action_space = action_space(self.action_map, config.action_mode, world.frames_per_chunk)
+        self.observation_space = observation_of(self._episodes)
+        self._shown: list[np.ndarray] = []
+        self._closed = False
+
+    @property
+    def model(self) -> WorldModel:
+        """The shared world model."""
+        return self._episodes.model
+
+    @property
+    def action_map(self) -> ActionMap:
+        """The map from actions to camera poses; its `columns` and `units` say what an action means."""
+        return self._episodes.action_map
+
+    @property
+    def fps(self) -> float:
+        """Frames a second of world time."""
+        return self.model.config.fps
+
+    @property
+    def frames_per_step(self) -> int:
+        """Frames F that a step gives."""
+        return self.model.config.frames_per_chunk
+
+    @property
+    def last_timing(self) -> dict[str, float]:
+        """Seconds of the last reset or step, and frames/s of the step; kept out of `info`, which equal runs share."""
+        return dict(self._episodes.last_timing)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode and returns the first picture (frame 0) as the autoencoder shows it.
+
+        options: "scene", the seed of a room (the world's seed by default) or a `Scene` with a picture; "image", uint8
+        [H, W, 3], short for such a scene; "pose", [4, 4] camera-to-world of the first picture, in the room's frame or
+        the caller's; "task", a name, mapping or task for this episode; "horizon", frames until it is truncated.
+        Unknown keys are errors. A picture comes without geometry: nothing can be hit in it, and task "goto" refuses it.
+        """
+        self._check_open()
+        super().reset(seed=None if seed is None else check_seed(seed))
+        chosen = read_options(options)
+        world_seed = int(self.np_random.integers(0, SEEDS)) if seed is None else seed
+        facts = self._episodes.start([world_seed], chosen)
+        frames = self._episodes.frames()
+        self._shown = [] if frames is None else list(frames[0])
+        return self._first(self._episodes.observation()), self._scalars(facts)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Moves the world by one chunk of F frames.
+
+        action: [A], held for the chunk, or [F, A] with action_mode="per_frame"; out of limits it is clipped and counted
+        in info["clipped"], or refused with strict=True. Interrupted, a step leaves the world as it was.
+
+        `info`: "poses" [F, 4, 4], where each new frame is seen from; "frames" [F, H, W, 3]; "end_index", the frame of
+        the chunk at which the episode ended, or -1; "valid_frames", how many frames belong to the episode; "success";
+        "termination_reason" and "truncation_reason", empty while it goes on; "frame", the index of the newest; and the
+        facts of the task.
+        """
+        self._check_running()
+        outcome = self._episodes.advance([action])
+        info = self._scalars(outcome.info)
+        if self.render_mode == "rgb_array_list":
+            frames = self._episodes.frames()
+            self._shown.extend(() if frames is None else frames[0])
+        observation = self._first(self._episodes.observation())
+        return observation, float(outcome.reward[0]), bool(outcome.terminated[0]), bool(outcome.truncated[0]), info
+
+    def render(self) -> Any:
+        """The newest frame uint8 [H, W, 3] ("rgb_array"), or all frames since the last call ("rgb_array_list")."""
+        self._check_running()
+        if self.render_mode is None:
+            raise LifecycleError("render() needs a render_mode; build the environment with render_mode='rgb_array'.")
+        if self.render_mode == "rgb_array_list":
+            shown, self._shown = self._shown, []
+            return shown
+        frames = self._episodes.frames()
+        return None if frames is None else frames[0, -1]
+
+    def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> SanaWMVectorEnv:
+        """n futures of this instant as a vector environment, which is running already: step it without a reset.
+
+        All futures carry this world's seed, so equal actions give equal frames; with reseed=True each gets a noise of
+        its own. decode=False leaves out the pixels, for planning on poses and rewards: observations are then None.
+        """
+        from sanawm_env.vector_env import SanaWMVectorEnv
+
+        self._check_running()
+        return SanaWMVectorEnv.of_episodes(self._episodes.fork(n, reseed=reseed, decode=decode))
+
+    def get_state(self) -> Snapshot:
+        """Everything needed to continue from here: world, noise, task, horizon, motion, latest frames, random
+        generator."""
+        self._check_running()
+        return self._episodes.snapshot(self.np_random.bit_generator.state)
+
+    def set_state(self, state: Snapshot) -> None:
+        """Continues from a snapshot, bit for bit as it would have gone on. StateError when it does not fit."""
+        self._check_open()
+        self._episodes.restore(state)
+        self._shown = []
+        self.np_random.bit_generator.state = state.rng
+
+    def observe(self) -> tuple[Any, dict[str, Any]]:
+        """The observation of this instant and what is known of it, as after set_state()."""
+        self._check_running()
+        return self._first(self._episodes.observation()), self._scalars(self._episodes.facts())
+
+    def close(self) -> None:
+        """Lets go of the world; the model stays with the process. May be called again."""
+        self._episodes.running = None
+        self._shown = []
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LifecycleError("the environment is closed; make a new one (the model is still loaded).")
+
+    def _check_running(self) -> None:
+        self._check_open()
+        if self._episodes.running is None:
+            raise LifecycleError("the environment has no episode yet; call reset() or set_state() first.")
+
+    @staticmethod
+    def _first(rows: Any) -> Any:
+        return (
+            {name: part[0] for name, part in rows.items()}
+            if isinstance(rows, Mapping)
+            else rows
+            if rows is None
+            else rows[0]
+        )
+
+    @staticmethod
+    def _scalars(facts: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Facts of the only world: arrays as they are, single values as Python's own."""
+        return {name: rows[0] if rows.ndim > 1 else rows.tolist()[0] for name, rows in facts.items()}
+
+
+def read_config(options: Mapping[str, Any], *, frames: str) -> EnvConfig:
+    """Options of an environment, checked; ConfigError names the nearest known one."""
+    chosen = dict(options)
+    action_map, task = chosen.pop("action_map", "diff_drive"), chosen.pop("task", "goto")
+    if not isinstance(action_map, str | ActionMap):
+        raise ConfigError(
+            f"action_map is {action_map!r}, allowed is the name of one or an ActionMap; see make_action_map."
+        )
+    return from_mapping(EnvConfig, {"frames": frames, **chosen, "action_map": action_map, "task": task})
+
+
+def observation_of(episodes: Episodes) -> gymnasium.Space[Any]:
+    """Observation space of one world of these episodes."""
+    world, config = episodes.model.config, episodes.config
+    return observation_space(
+        config.observation, world.frames_per_chunk, world.height, world.width, goal=episodes.task.has_goal
+    )

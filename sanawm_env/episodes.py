@@ -1,0 +1,346 @@
+"""Episodes of a batch of worlds: actions in, frames, rewards and ends out. Both environments are thin faces of this.
+
+The scalar environment is a batch of one, so there is one code path. Everything that changes is in one `Running` object,
+which a step replaces as a whole: an interrupted step leaves the last committed one.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sanawm_env import world as worlds
+from sanawm_env.actions import ActionMap, make_action_map
+from sanawm_env.errors import ActionError, ConfigError, StateError, TaskError
+from sanawm_env.rigid import CAMERA_FROM_BODY, body_velocity
+from sanawm_env.running import REASONS, SUCCESS, TASK, Judged, Running, drop_faulty, judge, rooms_of
+from sanawm_env.snapshot import Snapshot
+from sanawm_env.spaces import ACTION_MODES, OBSERVATIONS, check_choice
+from sanawm_env.start import ResetOptions, Start, make_start
+from sanawm_env.state import WorldState
+from sanawm_env.tasks import Columns, Drive, make_task, task_fields
+from sanawm_env.world import WorldModel
+
+FRAMES = ("all", "last", "none")
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """How an environment presents its worlds.
+
+    action_map: a name for `make_action_map`, built with action_options, or a map. action_mode: an action is held for
+    the chunk ("hold", [A]) or given for each of its frames ("per_frame", [F, A]). observation: "last", "all" or "dict",
+    see `spaces.observation_space`. frames: which frames `info` carries, "all", "last" or "none". task: its name,
+    mapping or itself. horizon: frames after which an episode is truncated, None for never. strict: whether an action
+    out of limits raises instead of being clipped and counted.
+    """
+
+    action_map: str | ActionMap = "diff_drive"
+    action_options: Mapping[str, Any] = field(default_factory=dict)
+    action_mode: str = "hold"
+    observation: str = "last"
+    frames: str = "all"
+    task: Any = "goto"
+    horizon: int | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("action_mode", self.action_mode, ACTION_MODES)
+        check_choice("observation", self.observation, OBSERVATIONS)
+        check_choice("frames", self.frames, FRAMES)
+        if self.horizon is not None and (isinstance(self.horizon, bool) or int(self.horizon) < 1):
+            raise ConfigError(f"horizon is {self.horizon!r}, allowed is a number of frames >= 1, or None for no end.")
+
+    def make_map(self) -> ActionMap:
+        """The action map."""
+        if not isinstance(self.action_map, ActionMap):
+            return make_action_map(self.action_map, **self.action_options)
+        if self.action_options:
+            raise ConfigError("action_options were given with a finished action map; set them on the map, or name it.")
+        return self.action_map
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a step gave: reward float64 [B], terminated and truncated bool [B], facts for `info` with B rows each."""
+
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    info: dict[str, np.ndarray]
+
+
+def open_model(bundle: str | Path | WorldModel, device: str | torch.device | None, precision: Precision) -> WorldModel:
+    """The model itself, or the one that this process shares for the bundle's name or folder."""
+    if isinstance(bundle, WorldModel):
+        if device is not None and torch.device(device).type != bundle.device.type:
+            raise ConfigError(
+                f"device is {str(device)!r}, the given model is on {str(bundle.device)!r}; move the model."
+            )
+        return bundle
+    from sanawm_env.bundle import load
+
+    return load(bundle, device=device, precision=precision)
+
+
+class Episodes:
+    """A batch of running episodes over one model."""
+
+    def __init__(self, model: WorldModel, config: EnvConfig, batch: int) -> None:
+        self.model = model
+        self.config = config
+        self.batch = batch
+        self.action_map = config.make_map()
+        self.task = make_task(config.task)
+        self.running: Running | None = None
+        self.decode = True
+        self.last_timing: dict[str, float] = {}
+
+    @property
+    def now(self) -> Running:
+        """The running episodes; StateError before the first start."""
+        if self.running is None:
+            raise StateError("no episode is running; start one first.")
+        return self.running
+
+    def start(
+        self, seeds: Sequence[int], options: ResetOptions, slots: Sequence[int] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Starts new episodes, one a seed, in all worlds or in the given slots. Facts for `info` have B rows."""
+        began = time.perf_counter()
+        task = self._task_for(options, slots)
+        start = make_start(options, seeds, self.model.config)
+        columns = {TASK + name: rows for name, rows in task.begin(start.situations).items()}
+        horizon = self.config.horizon if options.horizon is None else options.horizon
+        world, shown = worlds.initial(
+            self.model, start.images, seeds=list(seeds), poses=start.poses, intrinsics=start.intrinsics, horizon=horizon
+        )
+        rows = self._fresh_rows(start) | columns
+        shown_frames = shown.frames
+        if not self.decode:
+            world, shown_frames = world.plan(), None
+        fresh = Running(world=world, rows=rows, frames=shown_frames, task=task, scenes=rooms_of(start.rooms))
+        self.running = fresh if slots is None else self._write(slots, fresh)
+        self.last_timing = {"reset_seconds": time.perf_counter() - began}
+        return self._start_facts(start, task, list(range(self.batch)) if slots is None else list(slots))
+
+    def advance(self, actions: Any) -> Outcome:
+        """Every world moved by one chunk. On any error or interrupt the episodes stay as they were."""
+        began = time.perf_counter()
+        now, fps = self.now, self.model.config.fps
+        before = now.world.pose.numpy()
+        inside, clipped = self._read_actions(actions, before)
+        poses, motion = self.action_map.rollout(before, now.rows["motion"], inside, fps)
+        judged, rows = judge(now, before, poses, fps)
+        rows |= {"motion": motion, "velocity": body_velocity(poses[:, -2], poses[:, -1], fps)}
+        world, output = worlds.step(self.model, now.world, poses, decode=self.decode)
+        self.running = replace(now, world=world, rows=rows, frames=output.frames)
+        sound = torch.isfinite(output.latents).flatten(1).all(dim=1).cpu().numpy()
+        if not sound.all():
+            self.running, judged = drop_faulty(self.running, judged, sound)
+        seconds = time.perf_counter() - began
+        frames = poses.shape[0] * poses.shape[1]
+        self.last_timing = {"step_seconds": seconds, "frames_per_second": frames / seconds}
+        return self._outcome(judged, poses, clipped)
+
+    def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> Episodes:
+        """n futures of every world, row-major; see `SanaWMEnv.fork`."""
+        now = self.now
+        forked = copy.copy(self)
+        forked.batch, forked.decode = self.batch * n, decode
+        world = (now.world if decode or now.world.decoder is None else now.world.plan()).fork(n)
+        if decode and world.decoder is None:
+            raise StateError("these worlds have no decoder left (decode=False); fork from ones that have it.")
+        if reseed:
+            world.seed = _new_seeds(world, n)
+        forked.running = Running(
+            world=world,
+            rows={name: np.repeat(rows, n, axis=0) for name, rows in now.rows.items()},
+            frames=None if now.frames is None else now.frames.repeat_interleave(n, dim=0),
+            task=now.task,
+            scenes=rooms_of(np.repeat(now.rows["room"], n)),
+        )
+        return forked
+
+    def snapshot(self, rng: Mapping[str, Any]) -> Snapshot:
+        """A copy of all that the episodes are made of."""
+        now = self.now
+        return Snapshot(
+            world=now.world.clone(),
+            rows={name: rows.copy() for name, rows in now.rows.items()},
+            frames=None if now.frames is None else now.frames.cpu().numpy().copy(),
+            task=task_fields(now.task),
+            rng=copy.deepcopy(dict(rng)),
+            actions=repr(self.action_map),
+        )
+
+    def restore(self, taken: Snapshot) -> None:
+        """Continues from a snapshot. StateError: of another bundle, number of worlds, tier or action map."""
+        if taken.world.fingerprint != self.model.fingerprint:
+            raise StateError(
+                f"the snapshot is of bundle {taken.world.fingerprint[:12]!r}, this environment runs "
+                f"{self.model.fingerprint[:12]!r}; make the environment with the bundle that took it."
+            )
+        if taken.world.batch_size != self.batch:
+            raise StateError(
+                f"the snapshot holds {taken.world.batch_size} worlds, this environment {self.batch}; "
+                "make one of that size."
+            )
+        if taken.actions != repr(self.action_map):
+            raise StateError(
+                f"the snapshot was taken with action map {taken.actions}, this environment has {self.action_map!r}; "
+                "build it with the same map."
+            )
+        self.decode = taken.world.decoder is not None
+        self.running = Running(
+            world=taken.world.clone().to(self.model.device),
+            rows={name: rows.copy() for name, rows in taken.rows.items()},
+            frames=None if taken.frames is None else torch.from_numpy(taken.frames.copy()),
+            task=make_task(taken.task),
+            scenes=rooms_of(taken.rows["room"]),
+        )
+
+    def frames(self) -> np.ndarray | None:
+        """Frames of the latest chunk, uint8 [B, T, H, W, 3], the caller's own; None where nothing is decoded."""
+        frames = self.now.frames
+        return None if frames is None else np.array(frames.cpu().numpy())
+
+    def observation(self) -> Any:
+        """Observations as `spaces.observation_space` lays them out, B rows; None where nothing is decoded."""
+        frames = self.frames()
+        if frames is None:
+            return None
+        if self.config.observation == "all":
+            missing = self.model.config.frames_per_chunk - frames.shape[1]
+            return np.concatenate([frames, np.repeat(frames[:, -1:], missing, axis=1)], axis=1)
+        image = frames[:, -1].copy()
+        if self.config.observation == "last":
+            return image
+        now = self.now
+        pose = now.world.pose.numpy()
+        parts = {"image": image, "pose": pose[:, :3].reshape(-1, 12), "velocity": now.rows["velocity"]}
+        if self.task.has_goal:  # the space has the entry, whatever task a reset has chosen since
+            goal = now.columns.get("goal", pose[:, :3, 3])
+            parts["goal"] = np.einsum("bji,bj->bi", pose[:, :3, :3], goal - pose[:, :3, 3]) @ CAMERA_FROM_BODY
+        return {name: part if name == "image" else part.astype(np.float32) for name, part in parts.items()}
+
+    def _task_for(self, options: ResetOptions, slots: Sequence[int] | None) -> Drive:
+        if slots is None:
+            return self.task if options.task is None else make_task(options.task)
+        current = self.now.task
+        if options.task is not None and make_task(options.task) != current:
+            raise TaskError(
+                f"task {options.task!r} was given for some worlds while the others run {current.name!r}; "
+                "change the task in a reset of all worlds."
+            )
+        return current
+
+    def _fresh_rows(self, start: Start) -> Columns:
+        count = len(start.rooms)
+        return {
+            "motion": self.action_map.initial(count),
+            "velocity": np.zeros((count, 6)),
+            "room": start.rooms,
+            "terminated": np.zeros(count, bool),
+            "truncated": np.zeros(count, bool),
+            "reason": np.zeros(count, np.int64),
+        }
+
+    def _write(self, slots: Sequence[int], fresh: Running) -> Running:
+        """The running episodes with those of `slots` replaced; no other world is touched."""
+        now, index = self.now, list(slots)
+        rows = {name: kept.copy() for name, kept in now.rows.items()}
+        for name, kept in rows.items():
+            kept[index] = fresh.rows[name]
+        frames = None
+        if now.frames is not None and fresh.frames is not None:
+            frames = now.frames.clone()
+            frames[index] = fresh.frames.to(frames.device).expand(-1, frames.shape[1], -1, -1, -1)
+        world = now.world.write(index, fresh.world)
+        return replace(now, world=world, rows=rows, frames=frames, scenes=rooms_of(rows["room"]))
+
+    def _read_actions(self, actions: Any, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Actions within the limits for every frame [B, F, A], and how many numbers were clipped [B]."""
+        chosen, frames = self.action_map, self.model.config.frames_per_chunk
+        try:
+            given = chosen.read(actions)
+        except ActionError:
+            raise
+        except ValueError as error:
+            raise ActionError(f"action is not an array of numbers ({error}); pass one of equal rows.") from error
+        hold = self.config.action_mode == "hold"
+        leading = (self.batch,) if hold else (self.batch, frames)
+        if chosen.kind == "choice" and given.shape == leading:
+            given = given[..., None]
+        expected = (*leading, chosen.size)
+        if given.shape != expected:
+            raise ActionError(self._shape_message(given.shape, expected))
+        inside, clipped = chosen.limit(given, strict=self.config.strict)
+        return (chosen.hold(pose, inside, frames) if hold else inside), clipped
+
+    def _shape_message(self, seen: tuple[int, ...], expected: tuple[int, ...]) -> str:
+        if self.batch == 1 and seen[:1] == (1,):
+            seen, expected = seen[1:], expected[1:]
+        elif self.batch > 1 and seen == expected[1:]:
+            remedy = "pass one row a world, or build with num_envs=1"
+            return f"action has shape {seen}, expected {expected} for num_envs={self.batch}; {remedy}."
+        columns, mode = ", ".join(self.action_map.columns), self.config.action_mode
+        other = "per_frame" if mode == "hold" else "hold"
+        return (
+            f"action has shape {seen}, expected {expected} for map {self.action_map.name!r} ({columns}) and "
+            f"action_mode={mode!r}; change the shape, or build with action_mode={other!r}."
+        )
+
+    def _outcome(self, judged: Judged, poses: np.ndarray, clipped: np.ndarray) -> Outcome:
+        now = self.now
+        reason = now.rows["reason"]
+        words = np.array(REASONS, dtype=object)[reason]
+        info = self.facts(poses) | {
+            "clipped": clipped,
+            "end_index": judged.end_index,
+            "valid_frames": judged.valid_frames,
+            "success": reason == SUCCESS,
+            "termination_reason": np.where(now.rows["terminated"], words, ""),
+            "truncation_reason": np.where(now.rows["truncated"], words, ""),
+        }
+        terminated, truncated = now.rows["terminated"].copy(), now.rows["truncated"].copy()
+        return Outcome(reward=judged.reward, terminated=terminated, truncated=truncated, info=info)
+
+    def _start_facts(self, start: Start, task: Drive, slots: list[int]) -> dict[str, np.ndarray]:
+        now = self.now
+        told = np.full(self.batch, "", dtype=object)
+        told[slots] = task.instructions(start.situations)
+        return self.facts() | {
+            "seed": now.world.seed.numpy().copy(),
+            "room": now.rows["room"].copy(),
+            "intrinsics": now.world.intrinsics.numpy().copy(),
+            "instruction": told,
+        }
+
+    def facts(self, poses: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """What is known of this instant, B rows; poses: [B, T, 4, 4] of the frames shown, the latest one if None."""
+        now = self.now
+        poses = now.world.pose.numpy()[:, None].copy() if poses is None else poses
+        known = self.model.config.units_per_metre is not None
+        facts = {"poses": poses, "frame": now.world.frame.numpy().copy(), "calibrated": np.full(self.batch, known)}
+        frames = None if self.config.frames == "none" else self.frames()
+        if frames is not None:
+            facts["frames"] = frames if self.config.frames == "all" else frames[:, -1:].copy()
+        return facts | now.task.describe(now.columns, poses[:, -1])
+
+
+def _new_seeds(world: WorldState, n: int) -> torch.Tensor:
+    """Seeds for n different futures of each world, drawn from its seed and its age."""
+    drawn = [
+        np.random.SeedSequence([int(seed), int(chunk), 3, row % n]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        for row, (seed, chunk) in enumerate(zip(world.seed.tolist(), world.chunk.tolist(), strict=True))
+    ]
+    return torch.tensor([int(seed) for seed in drawn], dtype=torch.int64)

@@ -1,0 +1,118 @@
+"""Episodes at one instant, and what becomes of them: known geometry, reward, ends. No model is run here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sanawm_env.start import NO_ROOM, seconds_to_frames
+from sanawm_env.state import WorldState
+from sanawm_env.tasks import Columns, Drive
+
+if TYPE_CHECKING:
+    from sanawm_env.rooms import Scenes
+
+REASONS = ("", "success", "collision", "horizon", "timeout", "model_fault")
+SUCCESS, COLLISION, HORIZON, TIMEOUT, MODEL_FAULT = range(1, 6)
+TASK = "task."  # prefix of the task's columns among the rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """Episodes at one instant. rows: numbers, one row a world. frames: of the latest chunk, uint8 [B, T, H, W, 3]."""
+
+    world: WorldState
+    rows: Columns
+    frames: torch.Tensor | None
+    task: Drive
+    scenes: Scenes | None
+
+    @property
+    def over(self) -> np.ndarray:
+        """[B] whether the episode has ended."""
+        return self.rows["terminated"] | self.rows["truncated"]
+
+    @property
+    def columns(self) -> Columns:
+        """The task's columns."""
+        return {name.removeprefix(TASK): rows for name, rows in self.rows.items() if name.startswith(TASK)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A chunk as the task sees it, one entry a world: reward until the end, index of the frame at which the episode
+    ended
+    (-1 while it goes on), and how many frames of the chunk belong to the episode."""
+
+    reward: np.ndarray
+    end_index: np.ndarray
+    valid_frames: np.ndarray
+
+
+def judge(now: Running, before: np.ndarray, poses: np.ndarray, fps: float) -> tuple[Judged, Columns]:
+    """Reward and ends of a chunk and the rows after it; a world that had ended before stays as it is, without reward.
+
+    before: [B, 4, 4] pose ahead of the chunk. poses: [B, F, 4, 4].
+    """
+    verdict = now.task.evaluate(now.columns, before, poses, clearance_of(now, poses))
+    frames, over = poses.shape[1], now.over
+    number = now.world.frame.numpy()[:, None] + np.arange(1, frames + 1)
+    horizon = now.world.horizon.numpy()[:, None]
+    limit = seconds_to_frames(now.task.time_limit, fps)
+    code = np.zeros(number.shape, np.int64)
+    if limit is not None:
+        code[number >= limit] = TIMEOUT
+    code[(horizon >= 0) & (number >= horizon)] = HORIZON
+    code[verdict.collision] = COLLISION
+    code[verdict.success] = SUCCESS
+    ended = (code > 0).any(axis=1) & ~over
+    first = (code > 0).argmax(axis=1)
+    reason = np.where(ended, code[np.arange(len(code)), first], now.rows["reason"])
+    valid = np.where(over, 0, np.where(ended, first + 1, frames))
+    rows = now.rows | {
+        "terminated": np.isin(reason, (SUCCESS, COLLISION)),
+        "truncated": np.isin(reason, (HORIZON, TIMEOUT, MODEL_FAULT)),
+        "reason": reason,
+    }
+    reward = (verdict.reward * (np.arange(frames) < valid[:, None])).sum(axis=1)
+    return Judged(reward=reward, end_index=np.where(ended, first, -1), valid_frames=valid), rows
+
+
+def drop_faulty(now: Running, judged: Judged, sound: np.ndarray) -> tuple[Running, Judged]:
+    """Cuts worlds whose latents are not finite any more (`sound` [B] is false): this chunk does not count for them."""
+    broken = ~sound & (judged.valid_frames > 0)
+    rows = now.rows | {
+        "terminated": now.rows["terminated"] & ~broken,
+        "truncated": now.rows["truncated"] | broken,
+        "reason": np.where(broken, MODEL_FAULT, now.rows["reason"]),
+    }
+    kept = Judged(
+        reward=np.where(broken, 0.0, judged.reward),
+        end_index=np.where(broken, 0, judged.end_index),
+        valid_frames=np.where(broken, 0, judged.valid_frames),
+    )
+    return replace(now, rows=rows), kept
+
+
+def rooms_of(rooms: np.ndarray) -> Scenes | None:
+    """Geometry of the worlds with these room seeds, one row each; None when no world has any."""
+    if (rooms == NO_ROOM).all():
+        return None
+    from sanawm_env.rooms import sample_scenes
+
+    # Worlds without geometry hold a row too, which `clearance_of` ignores.
+    different, row = np.unique(np.maximum(rooms, 0), return_inverse=True)
+    return sample_scenes(different.tolist()).select(row.tolist())
+
+
+def clearance_of(now: Running, poses: np.ndarray) -> np.ndarray:
+    """[B, F] metres from each camera to the nearest surface, infinite for worlds without geometry."""
+    if now.scenes is None:
+        return np.full(poses.shape[:2], np.inf)
+    from sanawm_env.rooms import clearance
+
+    free = clearance(now.scenes, torch.from_numpy(poses[:, :, :3, 3].copy())).numpy().astype(np.float64)
+    return np.where((now.rows["room"] == NO_ROOM)[:, None], np.inf, free)

@@ -1,0 +1,77 @@
+"""Everything an environment needs to continue from an instant, as one object in memory or one folder on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from sanawm_env.errors import StorageError
+from sanawm_env.state import WorldState
+
+if TYPE_CHECKING:
+    from sanawm_env.world import WorldModel
+
+FORMAT = "sanawm-snapshot-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One instant of an environment; independent of whatever the environment does later.
+
+    world: the worlds, horizon and seeds included. rows: the episodes' numbers, one row a world (motion, task, ends).
+    frames: uint8 [B, T, H, W, 3], those of the latest chunk. task: its name and fields. rng: state of the environment's
+    random generator. actions: the action map in words, since motion only fits the map that made it.
+    """
+
+    world: WorldState
+    rows: dict[str, np.ndarray]
+    frames: np.ndarray | None
+    task: dict[str, Any]
+    rng: dict[str, Any]
+    actions: str
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the snapshot to a new folder, complete or not at all. Raises StorageError."""
+        target = Path(folder)
+        if target.exists():
+            raise StorageError(f"{target} exists already; choose another folder, or remove it first.")
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        arrays = self.rows if self.frames is None else {**self.rows, "frames": self.frames}
+        facts = {"format": FORMAT, "task": self.task, "rng": self.rng, "actions": self.actions}
+        try:
+            partial.mkdir(parents=True)
+            self.world.save(partial / "world.safetensors")
+            save_file({name: np.ascontiguousarray(rows) for name, rows in arrays.items()}, partial / "rows.safetensors")
+            (partial / "snapshot.json").write_text(json.dumps(facts), encoding="utf-8")
+            partial.replace(target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise StorageError(f"snapshot cannot be written to {target}: {error}; choose a writable folder.") from error
+
+    @staticmethod
+    def load(folder: str | Path, model: WorldModel) -> Snapshot:
+        """The snapshot in `folder`. Raises StorageError when unreadable, StateError when it is of another bundle."""
+        source = Path(folder)
+        try:
+            facts = json.loads((source / "snapshot.json").read_text(encoding="utf-8"))
+            rows = load_file(source / "rows.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise StorageError(f"{source} is not a readable snapshot: {error}; save it again.") from error
+        if facts.get("format") != FORMAT:
+            raise StorageError(f"{source} has format {facts.get('format')!r}, allowed is {FORMAT!r}; save it again.")
+        return Snapshot(
+            world=WorldState.load(source / "world.safetensors", model),
+            frames=rows.pop("frames", None),
+            rows=rows,
+            task=facts["task"],
+            rng=facts["rng"],
+            actions=facts["actions"],
+        )

@@ -1,0 +1,62 @@
+"""Action and observation spaces of an environment over a world."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from sanawm_env.actions import ActionMap
+from sanawm_env.errors import ConfigError, nearest
+
+ACTION_MODES = ("hold", "per_frame")
+OBSERVATIONS = ("last", "all", "dict")
+POSITION_LIMIT, VELOCITY_LIMIT = 1e4, 1e3
+
+
+def action_space(chosen: ActionMap, mode: str, frames: int) -> spaces.Space[Any]:
+    """Space of one world's action: the map's columns, held for the chunk ("hold") or for each of its frames."""
+    check_choice("action_mode", mode, ACTION_MODES)
+    leading = () if mode == "hold" else (frames,)
+    if chosen.kind == "choice":
+        count = int(chosen.high[0]) + 1
+        return spaces.Discrete(count) if mode == "hold" else spaces.MultiDiscrete([count] * frames)
+    if chosen.kind == "binary":
+        return spaces.MultiBinary([*leading, chosen.size])
+    low, high = (
+        np.broadcast_to(limit, (*leading, chosen.size)).astype(np.float32) for limit in (chosen.low, chosen.high)
+    )
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+def observation_space(kind: str, frames: int, height: int, width: int, *, goal: bool) -> spaces.Space[Any]:
+    """Space of one world's observation.
+
+    kind "last": the newest frame, uint8 [H, W, 3] RGB. "all": every frame of the chunk [F, H, W, 3]. "dict": "image",
+    the newest frame; "pose", the first three rows of its camera-to-world matrix [12], row by row; "velocity" [6],
+    forward, left, up in m/s and roll, pitch, yaw in rad/s in the camera's body axes; and "goal" [3], where the task's
+    goal lies from the camera (forward, left, up in metres), if the task has one.
+    """
+    check_choice("observation", kind, OBSERVATIONS)
+    image = spaces.Box(0, 255, (height, width, 3), np.uint8)
+    if kind == "last":
+        return image
+    if kind == "all":
+        return spaces.Box(0, 255, (frames, height, width, 3), np.uint8)
+    row = [1.001] * 3 + [POSITION_LIMIT]
+    pose, velocity = np.array(row * 3, np.float32), np.full(6, VELOCITY_LIMIT, np.float32)
+    parts: dict[str, spaces.Space[Any]] = {
+        "image": image,
+        "pose": spaces.Box(-pose, pose, dtype=np.float32),
+        "velocity": spaces.Box(-velocity, velocity, dtype=np.float32),
+    }
+    if goal:
+        parts["goal"] = spaces.Box(-POSITION_LIMIT, POSITION_LIMIT, (3,), np.float32)
+    return spaces.Dict(parts)
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raises ConfigError unless `value` is one of the allowed words."""
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; {nearest(str(value), allowed)}")

@@ -1,0 +1,284 @@
+"""How worlds start: a room drawn from a seed, rendered by the ray-caster, or a picture that the user gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sanawm_env.errors import SceneError, nearest
+from sanawm_env.tasks import Situation
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sanawm_env.model.config import WorldConfig
+
+CANDIDATES = 6
+ENOUGH_OBJECT = 0.04  # part of the first picture that furniture should cover for an interesting start
+NO_ROOM = -1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scene:
+    """A picture to start from, and what is known of it.
+
+    image: uint8 [H, W, 3] RGB of the bundle's frame size (`prepare_image` makes one). intrinsics: (fx, fy, cx, cy) in
+    its pixels, the bundle's if None. pose: [4, 4] camera-to-world of the picture in the caller's world, identity if
+    None. fps: frames a second the scene is meant for; another one than the bundle's is refused.
+    """
+
+    image: np.ndarray
+    intrinsics: Sequence[float] | None = None
+    pose: np.ndarray | None = None
+    fps: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResetOptions:
+    """What `reset(options=...)` takes; see `SanaWMEnv.reset`."""
+
+    scene: Any = None
+    image: Any = None
+    pose: Any = None
+    task: Any = None
+    horizon: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Worlds about to start: images uint8 [B, H, W, 3], poses [B, 4, 4], intrinsics [B, 4], room seeds int64 [B] (-1
+    for
+    a world without geometry), and what a task may know of each."""
+
+    images: np.ndarray
+    poses: np.ndarray
+    intrinsics: np.ndarray
+    rooms: np.ndarray
+    situations: list[Situation]
+
+
+def read_options(options: Mapping[str, Any] | None) -> ResetOptions:
+    """The options of a reset, checked. Raises SceneError on an unknown key and on what excludes each other."""
+    known = [field.name for field in fields(ResetOptions)]
+    given = dict(options or {})
+    for key in given:
+        if key not in known:
+            raise SceneError(f"unknown reset option {key!r}; {nearest(str(key), known)}")
+    chosen = ResetOptions(**given)
+    if chosen.scene is not None and chosen.image is not None:
+        raise SceneError("reset options hold both 'scene' and 'image'; pass one, or Scene(image=...) as the scene.")
+    horizon = chosen.horizon
+    if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1):
+        raise SceneError(f"horizon is {horizon!r}, allowed is a whole number of frames >= 1, or None for no end.")
+    return chosen
+
+
+def make_start(options: ResetOptions, seeds: Sequence[int], config: WorldConfig) -> Start:
+    """The start of len(seeds) worlds, each a function of its own seed and of the options alone."""
+    scene = options.scene
+    if isinstance(scene, Mapping):
+        scene = _read_scene(scene)
+    if options.image is not None:
+        scene = Scene(image=options.image)
+    if isinstance(scene, Scene):
+        return _from_picture(scene, options.pose, seeds, config)
+    return _from_rooms(_room_seeds(scene, seeds), options.pose, seeds, config)
+
+
+def _read_scene(given: Mapping[str, Any]) -> Scene:
+    known = [field.name for field in fields(Scene)]
+    for key in given:
+        if key not in known:
+            raise SceneError(f"unknown key {key!r} of a scene; {nearest(str(key), known)}")
+    if "image" not in given:
+        raise SceneError("the scene has no 'image'; pass one, or the whole-number seed of a room as the scene.")
+    return Scene(**given)
+
+
+def _room_seeds(scene: Any, seeds: Sequence[int]) -> list[int]:
+    """Seed of each world's room: the world's own unless the options name others."""
+    rooms = seeds if scene is None else [scene] * len(seeds) if np.ndim(scene) == 0 else list(scene)
+    whole = all(isinstance(room, int | np.integer) and not isinstance(room, bool) and room >= 0 for room in rooms)
+    if len(rooms) != len(seeds) or not whole:
+        raise SceneError(
+            f"scene is {scene!r}, allowed is the seed of a room (a whole number >= 0), one a world for {len(seeds)} "
+            "worlds, or a Scene with an image."
+        )
+    return [int(room) for room in rooms]
+
+
+def _from_picture(scene: Scene, pose: Any, seeds: Sequence[int], config: WorldConfig) -> Start:
+    worlds = len(seeds)
+    if scene.fps is not None and scene.fps != config.fps:
+        raise SceneError(
+            f"the scene is meant for {scene.fps:g} frames/s, the bundle {config.name!r} runs at {config.fps:g}; "
+            "resample its poses, and pass fps=None."
+        )
+    images = check_images(scene.image, config.height, config.width)
+    intrinsics = np.asarray(config.intrinsics if scene.intrinsics is None else scene.intrinsics, np.float32)
+    if intrinsics.shape != (4,) or not np.isfinite(intrinsics).all() or (intrinsics[:2] <= 0).any():
+        raise SceneError(f"intrinsics are {scene.intrinsics!r}, allowed is (fx, fy, cx, cy) in pixels, fx and fy > 0.")
+    pose = scene.pose if pose is None else pose
+    poses = _poses(np.eye(4) if pose is None else pose, worlds)
+    return Start(
+        images=_a_world_each("image", images, worlds, 3),
+        poses=poses,
+        intrinsics=np.tile(intrinsics, (worlds, 1)),
+        rooms=np.full(worlds, NO_ROOM, np.int64),
+        situations=[
+            Situation(pose=poses[world], seed=seed, objects=None, visible={}) for world, seed in enumerate(seeds)
+        ],
+    )
+
+
+def _from_rooms(rooms: list[int], pose: Any, seeds: Sequence[int], config: WorldConfig) -> Start:
+    import torch
+
+    from sanawm_env.rooms import clearance, render, sample_scenes
+
+    scenes = sample_scenes(rooms)
+    poses = _start_poses(scenes, seeds, config) if pose is None else _poses(pose, len(seeds))
+    free = clearance(scenes, torch.from_numpy(poses[:, None, :3, 3])).numpy()[:, 0]
+    if (free <= 0).any():
+        world = int(free.argmin())
+        raise SceneError(
+            f"the start pose at {poses[world, :3, 3].round(2).tolist()} is {-free[world]:.2f} m inside a wall or "
+            f"object of room {rooms[world]}; pass a free one, or none to have one drawn."
+        )
+    # Pictures are rendered world by world: which worlds start together then cannot change a single grey level.
+    seen = [
+        render(scenes.select([row]), torch.from_numpy(poses[row][None, None]), config.intrinsics, _size(config))
+        for row in range(len(rooms))
+    ]
+    situations = [
+        Situation(
+            pose=poses[row], seed=seed, objects=scenes.objects(row), visible=_pixels(seen[row].instance.cpu().numpy())
+        )
+        for row, seed in enumerate(seeds)
+    ]
+    return Start(
+        images=np.stack([picture.rgb[0, 0].cpu().numpy() for picture in seen]),
+        poses=poses,
+        intrinsics=np.tile(np.asarray(config.intrinsics, np.float32), (len(seeds), 1)),
+        rooms=np.asarray(rooms, np.int64),
+        situations=situations,
+    )
+
+
+def _start_poses(scenes: Any, seeds: Sequence[int], config: WorldConfig) -> np.ndarray:
+    """[B, 4, 4] collision-free camera poses, each the first of a few drawn from its world's seed that shows
+    furniture."""
+    return np.stack([_start_pose(scenes.select([row]), seed, config) for row, seed in enumerate(seeds)])
+
+
+def _start_pose(scene: Any, seed: int, config: WorldConfig) -> np.ndarray:
+    import torch
+
+    from sanawm_env.rooms import layout, render, sample_trajectories
+
+    draws = np.random.SeedSequence([seed, 2]).generate_state(CANDIDATES, np.uint64) >> np.uint64(2)
+    copies = scene.select([0] * CANDIDATES)
+    poses = sample_trajectories(copies, draws.astype(np.int64).tolist(), 1, config.fps, kind="still").poses[:, 0]
+    poses = np.asarray(poses, np.float64)
+    height, width = (length // 4 for length in _size(config))
+    fx, fy, cx, cy = config.intrinsics
+    small = (fx / 4, fy / 4, (cx + 0.5) / 4 - 0.5, (cy + 0.5) / 4 - 0.5)
+    seen = render(scene, torch.from_numpy(poses[None]), small, (height, width), supersample=1)
+    covered = (seen.instance[0] >= layout.INSTANCE_OBJECT).float().mean(dim=(1, 2)).cpu().numpy()
+    return poses[int(np.argmax(covered >= ENOUGH_OBJECT))]
+
+
+def _pixels(instance: np.ndarray) -> dict[int, int]:
+    """Pixels of each instance that covers at least a thousandth of the picture."""
+    numbers, counts = np.unique(instance, return_counts=True)
+    return {int(n): int(c) for n, c in zip(numbers, counts, strict=True) if c >= max(1, instance.size // 1000)}
+
+
+def _size(config: WorldConfig) -> tuple[int, int]:
+    return config.height, config.width
+
+
+def _poses(given: Any, worlds: int) -> np.ndarray:
+    import torch
+
+    from sanawm_env.camera import check_rigid
+
+    try:
+        poses = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SceneError(f"pose is {given!r}, allowed is a camera-to-world matrix [4, 4] in metres.") from error
+    check_rigid(torch.from_numpy(poses), "pose")
+    return _a_world_each("pose", poses, worlds, 2)
+
+
+def _a_world_each(name: str, value: np.ndarray, worlds: int, ndim: int) -> np.ndarray:
+    if value.ndim == ndim:
+        return np.repeat(value[None], worlds, axis=0)
+    if value.ndim != ndim + 1 or len(value) != worlds:
+        raise SceneError(f"{name} has shape {value.shape} for {worlds} worlds; pass one for all, or one a world.")
+    return value
+
+
+def check_images(image: Any, height: int, width: int) -> np.ndarray:
+    """uint8 RGB pictures [..., H, W, 3] of the right size; raises SceneError, whose remedy is `prepare_image`."""
+    picture = np.asarray(image)
+    if picture.dtype != np.uint8 or picture.ndim not in (3, 4) or picture.shape[-3:] != (height, width, 3):
+        alpha = " (the fourth channel is alpha)" if picture.ndim >= 3 and picture.shape[-1] == 4 else ""
+        raise SceneError(
+            f"first picture is {picture.dtype} of shape {picture.shape}{alpha}, allowed is uint8 "
+            f"({height}, {width}, 3); pass sanawm_env.prepare_image(image, {height}, {width})[0]."
+        )
+    return picture
+
+
+def prepare_image(
+    image: Image | np.ndarray, height: int, width: int, intrinsics: Sequence[float] | None = None
+) -> tuple[np.ndarray, tuple[float, float, float, float] | None]:
+    """A picture of any size covering height x width, and its intrinsics (spec rollout.md 2.1, 2.2).
+
+    image: a Pillow image, or uint8 [h, w], [h, w, 3] or [h, w, 4]; alpha is laid over black, EXIF orientation is
+    applied. intrinsics: (fx, fy, cx, cy) in pixels of the given picture. Returns uint8 [height, width, 3], enlarged or
+    reduced without distortion and cropped in the middle, and the intrinsics in its pixels (None if None was given).
+    """
+    from PIL import Image, ImageOps
+
+    given = ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else _picture(image)
+    flat = Image.new("RGB", given.size)
+    flat.paste(given.convert("RGB"), mask=given.convert("RGBA").getchannel("A"))
+    scale = max(width / flat.width, height / flat.height)
+    across, down = max(width, round(flat.width * scale)), max(height, round(flat.height * scale))
+    left, top = (across - width) // 2, (down - height) // 2
+    resized = flat.resize((across, down), Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
+    if intrinsics is None:
+        return np.asarray(resized).copy(), None
+    fx, fy, cx, cy = (float(value) for value in intrinsics)
+    x, y = across / flat.width, down / flat.height
+    return np.asarray(resized).copy(), (fx * x, fy * y, cx * x - left, cy * y - top)
+
+
+def _picture(image: np.ndarray) -> Image:
+    from PIL import Image
+
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or not array.size:
+        raise SceneError(
+            f"picture is {array.dtype} of shape {array.shape}, allowed is uint8 [h, w], [h, w, 3] or [h, w, 4]; "
+            "scale to 0 .. 255 and convert."
+        )
+    return Image.fromarray(array)
+
+
+def check_seed(seed: Any) -> int:
+    """A world's seed as a number; raises SceneError unless it is a whole number in 0 .. 2^63 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        raise SceneError(f"seed is {seed!r}, allowed is a whole number in 0 .. {2**63 - 1}; pass another.")
+    return int(seed)
+
+
+def seconds_to_frames(seconds: float | None, fps: float) -> int | None:
+    """Frames within a time limit, at least one; None stays None."""
+    return None if seconds is None else max(1, math.floor(seconds * fps + 1e-9))

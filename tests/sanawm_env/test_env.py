@@ -1,0 +1,333 @@
+"""The environments over a tiny random world: Gymnasium's contract, tasks, starts, errors, interrupts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+import sanawm_env
+from sanawm_env.env import SanaWMEnv
+from sanawm_env.errors import ActionError, ConfigError, PoseError, SceneError, StateError, TaskError
+from sanawm_env.snapshot import Snapshot
+from sanawm_env.testing import EnvironmentContract, assert_same
+from sanawm_env.vector_env import SanaWMVectorEnv
+from sanawm_env.world import WorldModel
+
+
+class TestRooms(EnvironmentContract):
+    """The whole contract, for Rooms."""
+
+    @pytest.fixture(autouse=True)
+    def _model(self, tiny_model: WorldModel) -> None:
+        self.model = tiny_model
+
+    def make(self, **options: Any) -> gymnasium.Env[Any, Any]:
+        return gymnasium.make("sanawm_env/Rooms-v0", bundle=self.model, **options)
+
+    def make_vector(self, num_envs: int, **options: Any) -> SanaWMVectorEnv:
+        made = gymnasium.make_vec("sanawm_env/Rooms-v0", num_envs=num_envs, bundle=self.model, **options)
+        assert isinstance(made, SanaWMVectorEnv)
+        return made
+
+
+@pytest.fixture
+def env(tiny_model: WorldModel) -> SanaWMEnv:
+    return SanaWMEnv(tiny_model, task="drive")
+
+
+def picture(height: int = 32, width: int = 40) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("action_map", ["diff_drive", "twist", "keys", "pose"])
+@pytest.mark.parametrize("mode", ["hold", "per_frame"])
+def test_every_action_map_samples_and_steps(tiny_model: WorldModel, action_map: str, mode: str) -> None:
+    env = SanaWMEnv(tiny_model, action_map=action_map, action_mode=mode)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    _, _, _, _, info = env.step(env.action_space.sample())
+    assert info["poses"].shape == (8, 4, 4)
+    assert info["clipped"] == 0
+
+
+@pytest.mark.parametrize("flavour", ["discrete", "keyboard"])
+@pytest.mark.parametrize("mode", ["hold", "per_frame"])
+def test_keys_without_continuous_axes(tiny_model: WorldModel, flavour: str, mode: str) -> None:
+    options = {"action_map": "keys", "action_options": {"flavour": flavour}, "action_mode": mode, "task": "drive"}
+    env, vector = SanaWMEnv(tiny_model, **options), SanaWMVectorEnv(2, tiny_model, **options)
+    env.reset(seed=0), vector.reset(seed=0)
+    env.step(env.action_space.sample())
+    vector.step(vector.action_space.sample())
+
+
+def test_an_action_held_equals_the_same_for_every_frame(tiny_model: WorldModel) -> None:
+    held, framed = SanaWMEnv(tiny_model), SanaWMEnv(tiny_model, action_mode="per_frame")
+    held.reset(seed=0), framed.reset(seed=0)
+    assert_same(held.step([0.4, 0.2])[4], framed.step(np.tile([0.4, 0.2], (8, 1)))[4])
+
+
+def test_poses_given_outright_are_where_the_frames_are_seen(tiny_model: WorldModel) -> None:
+    env = SanaWMEnv(
+        tiny_model, action_map="pose", action_options={"mode": "absolute"}, action_mode="per_frame", task="drive"
+    )
+    _, info = env.reset(seed=0)
+    path = np.tile(info["poses"][0], (8, 1, 1))
+    path[:, 0, 3] += np.linspace(0.01, 0.08, 8)
+    np.testing.assert_allclose(env.step(path)[4]["poses"], path, atol=1e-9)
+
+
+def test_clipping_is_counted_in_info_or_refused(tiny_model: WorldModel, env: SanaWMEnv) -> None:
+    env.reset(seed=0)
+    assert env.step([1.5, 0.0])[4]["clipped"] == 1
+    strict = SanaWMEnv(tiny_model, strict=True)
+    strict.reset(seed=0)
+    with pytest.raises(ActionError, match=r"'v' is 1.5, allowed is -1 \.\. 1 m/s"):
+        strict.step([1.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ([np.nan, 0.0], "'v' is nan"),
+        ([0.1, 0.2, 0.3], r"shape \(3,\), expected \(2,\) for map 'diff_drive' \(v, w\)"),
+        ([[0.1, 0.2]] * 8, r"shape \(8, 2\), expected \(2,\).*action_mode='per_frame'"),
+        ([[0.1], [0.2, 0.3]], "not an array of numbers"),
+        (None, "expected"),
+    ],
+)
+def test_bad_actions_leave_the_world_as_it_was(env: SanaWMEnv, action: Any, message: str) -> None:
+    env.reset(seed=0)
+    before = env.get_state()
+    with pytest.raises(ActionError, match=message):
+        env.step(action)
+    after = env.get_state()
+    assert_same(before.rows, after.rows)
+    assert int(after.world.chunk[0]) == 0
+
+
+def test_a_vector_names_the_shape_it_wants(tiny_model: WorldModel) -> None:
+    vector = SanaWMVectorEnv(3, tiny_model)
+    vector.reset(seed=0)
+    with pytest.raises(ActionError, match=r"shape \(2,\), expected \(3, 2\) for num_envs=3; pass one row a world"):
+        vector.step(np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"action_map": "diffdrive"}, ActionError, "did you mean 'diff_drive'"),
+        ({"action_options": {"preset": "nvlabs"}}, ActionError, "unknown option 'preset' of action map 'diff_drive'"),
+        ({"task": "got"}, TaskError, "did you mean 'goto'"),
+        ({"task": {"name": "goto", "color": "red"}}, ConfigError, "did you mean 'colour'"),
+        ({"observation": "image"}, ConfigError, "observation is 'image'"),
+        ({"actoin_mode": "hold"}, ConfigError, "did you mean 'action_mode'"),
+        ({"horizon": 0}, ConfigError, "horizon is 0"),
+        ({"render_mode": "human"}, ConfigError, "render_mode is 'human'"),
+    ],
+)
+def test_wrong_options_are_named(
+    tiny_model: WorldModel, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        SanaWMEnv(tiny_model, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"image": picture(30, 40)}, SceneError, r"shape \(30, 40, 3\), allowed is uint8 \(32, 40, 3\).*prepare_image"),
+        ({"image": picture().astype(np.float32)}, SceneError, "float32"),
+        ({"image": np.zeros((32, 40, 4), np.uint8)}, SceneError, "alpha"),
+        ({"image": picture(), "scene": 3}, SceneError, "both 'scene' and 'image'"),
+        ({"image": picture(), "task": "goto"}, TaskError, "image has none.*'scene'"),
+        ({"scene": {"image": picture(), "fps": 16}}, SceneError, "meant for 16 frames/s, the bundle 'tiny' runs at 10"),
+        ({"scene": {"picture": picture()}}, SceneError, "unknown key 'picture' of a scene"),
+        ({"scene": -4}, SceneError, "scene is -4"),
+        ({"scene": "kitchen"}, SceneError, "scene is 'kitchen'"),
+        ({"horizon": -1}, SceneError, "horizon is -1"),
+        ({"pose": np.diag([1.0, 1.0, 2.0, 1.0]), "image": picture()}, PoseError, "not rigid"),
+        ({"pose": np.eye(3), "image": picture()}, PoseError, r"pose has shape \(3, 3\)"),
+        ({"task": {"name": "goto", "colour": "invisible"}}, TaskError, "this room has: "),
+    ],
+)
+def test_wrong_starts_are_named(env: SanaWMEnv, options: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        env.reset(seed=0, options=options)
+
+
+def test_a_start_inside_a_wall_is_refused(env: SanaWMEnv) -> None:
+    pose = np.eye(4)
+    pose[:3, 3] = [40.0, -1.0, 0.0]
+    with pytest.raises(SceneError, match="inside a wall"):
+        env.reset(seed=0, options={"pose": pose})
+
+
+def test_a_picture_starts_a_world_without_geometry(env: SanaWMEnv) -> None:
+    pose = np.eye(4)
+    pose[:3, 3] = [1.0, 2.0, 3.0]
+    _, info = env.reset(seed=0, options={"image": picture(), "pose": pose})
+    assert info["room"] == -1
+    np.testing.assert_array_equal(info["poses"][0], pose)
+    for _ in range(3):
+        _, reward, terminated, truncated, _ = env.step([1.0, 0.0])
+        assert (reward, terminated, truncated) == (0.0, False, False)
+
+
+def test_a_mixed_batch_of_rooms_and_pictures(tiny_model: WorldModel) -> None:
+    vector = SanaWMVectorEnv(2, tiny_model, task="drive")
+    vector.reset(seed=0)
+    vector.reset(options={"image": picture(), "reset_mask": np.array([False, True])})
+    for _ in range(20):
+        _, _, terminated, _, info = vector.step(np.array([[1.0, 0.0]] * 2))
+    assert terminated.tolist() == [True, False]
+    assert info["termination_reason"].tolist() == ["collision", ""]
+
+
+def test_prepare_image_covers_crops_and_moves_the_intrinsics() -> None:
+    ready, lens = sanawm_env.prepare_image(picture(100, 100), 32, 40, (50.0, 50.0, 49.5, 49.5))
+    assert ready.shape == (32, 40, 3)
+    assert lens == pytest.approx((20.0, 20.0, 19.8, 15.8))
+    assert sanawm_env.prepare_image(np.zeros((9, 9, 4), np.uint8), 32, 40)[0].shape == (32, 40, 3)
+    with pytest.raises(SceneError, match="float64"):
+        sanawm_env.prepare_image(np.zeros((9, 9, 3)), 32, 40)
+
+
+def test_goto_pays_for_coming_closer(tiny_model: WorldModel) -> None:
+    env = SanaWMEnv(tiny_model, observation="dict")
+    observation, info = env.reset(seed=4)
+    assert info["instruction"].startswith("go to the ")
+    far = np.hypot(*observation["goal"][:2])
+    _, reward, _, _, after = env.step([0.2, 0.0])
+    assert reward == pytest.approx(info["distance"] - after["distance"])
+    away = info["goal"] - info["poses"][0][:3, 3]
+    assert far == pytest.approx(np.hypot(away[0], away[2]), rel=1e-5)
+
+
+def test_observed_velocity_is_what_was_driven(tiny_model: WorldModel) -> None:
+    env = SanaWMEnv(tiny_model, observation="dict", task="drive")
+    assert env.reset(seed=0)[0]["velocity"].tolist() == [0] * 6
+    np.testing.assert_allclose(env.step([0.4, 0.2])[0]["velocity"][[0, 5]], [0.4, 0.2], atol=0.01)
+
+
+def test_a_collision_ends_the_episode_at_its_frame_and_for_good(env: SanaWMEnv) -> None:
+    env.reset(seed=0)
+    for _ in range(40):
+        _, _, terminated, truncated, info = env.step([1.0, 0.0])
+        if terminated:
+            break
+    assert terminated
+    assert not truncated
+    assert info["termination_reason"] == "collision"
+    assert info["valid_frames"] == info["end_index"] + 1
+    _, reward, terminated, _, info = env.step([1.0, 0.0])
+    assert (reward, terminated, info["end_index"], info["valid_frames"]) == (0.0, True, -1, 0)
+
+
+def test_time_limit_of_a_task_truncates(tiny_model: WorldModel) -> None:
+    env = SanaWMEnv(tiny_model, task={"name": "drive", "time_limit": 0.5})
+    env.reset(seed=0)
+    _, _, _, truncated, info = env.step([0.0, 0.0])
+    assert truncated
+    assert (info["truncation_reason"], info["end_index"]) == ("timeout", 4)
+
+
+def test_an_interrupt_within_a_step_leaves_the_last_committed_world(
+    env: SanaWMEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    env.reset(seed=0)
+    env.step([0.2, 0.1])
+    taken = env.get_state()
+    with monkeypatch.context() as patch:
+        patch.setattr(env.model.autoencoder, "decode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            env.step([0.4, 0.2])
+    continued = env.step([0.4, 0.2])
+    env.set_state(taken)
+    for one, other in zip(env.step([0.4, 0.2]), continued, strict=True):
+        assert_same(one, other)
+
+
+def test_a_fault_of_the_model_truncates(env: SanaWMEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from sanawm_env import world
+
+    real = world.step
+
+    def faulty(*given: Any, **named: Any) -> Any:
+        state, output = real(*given, **named)
+        return state, dataclasses.replace(output, latents=torch.full_like(output.latents, float("nan")))
+
+    env.reset(seed=0)
+    monkeypatch.setattr(world, "step", faulty)
+    _, reward, terminated, truncated, info = env.step([0.1, 0.0])
+    assert (reward, terminated, truncated, info["truncation_reason"]) == (0.0, False, True, "model_fault")
+
+
+def test_snapshots_survive_a_round_trip_through_a_folder(env: SanaWMEnv, tmp_path: Any) -> None:
+    env.reset(seed=0, options={"horizon": 50})
+    env.step([0.2, 0.1])
+    env.get_state().save(tmp_path / "here")
+    expected = env.step([0.3, 0.0])
+    env.set_state(Snapshot.load(tmp_path / "here", env.model))
+    for one, other in zip(env.step([0.3, 0.0]), expected, strict=True):
+        assert_same(one, other)
+    with pytest.raises(sanawm_env.errors.StorageError, match="exists already"):
+        env.get_state().save(tmp_path / "here")
+    with pytest.raises(sanawm_env.errors.StorageError, match="not a readable snapshot"):
+        Snapshot.load(tmp_path / "nowhere", env.model)
+
+
+def test_a_snapshot_of_another_bundle_or_action_map_is_refused(tiny_model: WorldModel, env: SanaWMEnv) -> None:
+    env.reset(seed=0)
+    taken = env.get_state()
+    with pytest.raises(StateError, match="this environment has Twist"):
+        SanaWMEnv(tiny_model, action_map="twist").set_state(taken)
+    taken.world.fingerprint = "f" * 64
+    with pytest.raises(StateError, match="of bundle 'ffffffffffff'"):
+        env.set_state(taken)
+
+
+def test_render_modes(tiny_model: WorldModel) -> None:
+    env = SanaWMEnv(tiny_model, render_mode="rgb_array_list")
+    env.reset(seed=0)
+    env.step([0.1, 0.0])
+    assert len(env.render()) == 9
+    assert env.render() == []
+    assert env.metadata["render_fps"] == 10
+    single = SanaWMEnv(tiny_model, render_mode="rgb_array")
+    single.reset(seed=0)
+    observation = single.step([0.1, 0.0])[0]
+    np.testing.assert_array_equal(single.render(), observation)
+
+
+def test_planning_without_pixels_pays_the_same(tiny_model: WorldModel) -> None:
+    env = SanaWMEnv(tiny_model)
+    env.reset(seed=0)
+    shown, blind = env.fork(2), env.fork(2, decode=False)
+    actions = np.array([[0.3, 0.1], [0.3, -0.1]])
+    first, second = shown.step(actions), blind.step(actions)
+    assert second[0] is None
+    np.testing.assert_array_equal(first[1], second[1])
+    assert "frames" not in second[4]
+
+
+def test_gymnasium_can_list_the_infos_of_a_batch(tiny_model: WorldModel) -> None:
+    vector = gymnasium.wrappers.vector.DictInfoToList(SanaWMVectorEnv(2, tiny_model))
+    vector.reset(seed=0)
+    infos = vector.step(np.zeros((2, 2)))[4]
+    assert [info["frame"] for info in infos] == [8, 8]
+
+
+def test_timings_stay_out_of_info(env: SanaWMEnv) -> None:
+    env.reset(seed=0)
+    _, _, _, _, info = env.step([0.0, 0.0])
+    assert env.last_timing["frames_per_second"] > 0
+    assert not any("second" in key for key in info)
