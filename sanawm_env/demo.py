@@ -77,7 +77,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     with _loading("torch"):
         import torch  # noqa: F401
     with _loading("diffusers"):
-        from sanawm_env.model import autoencoder  # noqa: F401
+        from diffusers.models.autoencoders import autoencoder_kl_ltx2  # noqa: F401
     with _loading(f"the bundle {config.bundle!r}"):
         env = make(config)
     try:
@@ -223,7 +223,7 @@ def _recording(rollout: Rollout, config: DemoConfig) -> Any:
         poses=rollout.poses,
         intrinsics=rollout.intrinsics,
         videos={"dream": rollout.dream, "truth": rollout.truth},
-        scalars={"PSNR (dB)": rollout.psnr[1:], "forward (m/s)": rollout.actions[:, 0]},
+        scalars={"PSNR (dB)": rollout.psnr, "forward (m/s)": rollout.actions[:, 0]},
         points={"truth": point_cloud(rollout)},
         text=f"**dream**: the learned world. **truth**: the ray-caster at the same poses.\n\n{room}",
     )

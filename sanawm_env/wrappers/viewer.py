@@ -65,18 +65,18 @@ def log_rollout(stream: rr.RecordingStream, rollout: Rollout) -> None:
     _log_static(stream, rollout)
     _log_camera(stream, rollout, times)
     for name, frames in rollout.videos.items():
-        _log_video(stream, f"video/{name}", frames, rollout.fps)
+        _log_video(stream, _entity("video", name), frames, rollout.fps)
     first = next(iter(rollout.videos), None)
     if first is not None:
         _log_video(stream, "world/camera/image", rollout.videos[first], rollout.fps)
     for name, values in rollout.scalars.items():
-        stream.send_columns(f"scalars/{name}", [_column(times)], rr.Scalars.columns(scalars=values))
+        stream.send_columns(_entity("scalars", name), [_column(times)], rr.Scalars.columns(scalars=values), strict=True)
 
 
 def layout(videos: list[str], scalars: list[str], *, text: bool = False) -> rrb.Blueprint:
     """The 3D view on the left, one picture view a video on the right, one plot for each scalar below them."""
-    pictures = [rrb.Spatial2DView(origin=f"video/{name}", name=name) for name in videos]
-    plots = [rrb.TimeSeriesView(origin=f"scalars/{name}", name=name) for name in scalars]
+    pictures = [rrb.Spatial2DView(origin=_entity("video", name), name=name) for name in videos]
+    plots = [rrb.TimeSeriesView(origin=_entity("scalars", name), name=name) for name in scalars]
     world: Any = rrb.Spatial3DView(origin="world", name="camera path (y is down)")
     left = rrb.Vertical(world, rrb.TextDocumentView(origin="notes", name="notes"), row_shares=[4, 1]) if text else world
     rows = [rrb.Horizontal(*pictures)] if pictures else []
@@ -107,7 +107,7 @@ class RerunViewer(gym.Wrapper):
         self._frame = 0
         self._path: list[np.ndarray] = []
         self._intrinsics = np.zeros(4)
-        self._stream.log("world", AXES, static=True)
+        self._stream.log("world", AXES, static=True, strict=True)
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**options)
@@ -151,36 +151,38 @@ def _needed(info: Mapping[str, Any], name: str) -> Any:
 
 
 def _log_static(stream: rr.RecordingStream, rollout: Rollout) -> None:
-    stream.log("world", AXES, static=True)
+    stream.log("world", AXES, static=True, strict=True)
     path = rollout.poses[:, :3, 3]
-    stream.log("world/path", rr.LineStrips3D([path], colors=[COLOURS[0]], radii=0.01), static=True)
-    stream.log("world/start", rr.Points3D([path[0]], colors=[COLOURS[2]], radii=0.04), static=True)
+    stream.log("world/path", rr.LineStrips3D([path], colors=[COLOURS[0]], radii=0.01), static=True, strict=True)
+    stream.log("world/start", rr.Points3D([path[0]], colors=[COLOURS[2]], radii=0.04), static=True, strict=True)
     for name, (positions, colours) in rollout.points.items():
-        stream.log(f"world/{name}", rr.Points3D(positions, colors=colours, radii=0.012), static=True)
+        stream.log(
+            _entity("world", name), rr.Points3D(positions, colors=colours, radii=0.012), static=True, strict=True
+        )
     for index, name in enumerate(rollout.scalars):
         style = rr.SeriesLines(colors=[COLOURS[index % len(COLOURS)]], names=[name])
-        stream.log(f"scalars/{name}", style, static=True)
+        stream.log(_entity("scalars", name), style, static=True, strict=True)
     if rollout.text:
-        stream.log("notes", rr.TextDocument(rollout.text, media_type="text/markdown"), static=True)
+        stream.log("notes", rr.TextDocument(rollout.text, media_type="text/markdown"), static=True, strict=True)
 
 
 def _log_camera(stream: rr.RecordingStream, rollout: Rollout, times: np.ndarray) -> None:
     transforms = rr.Transform3D.columns(translation=rollout.poses[:, :3, 3], mat3x3=rollout.poses[:, :3, :3])
-    stream.send_columns("world/camera", [_column(times)], transforms)
+    stream.send_columns("world/camera", [_column(times)], transforms, strict=True)
     first = next(iter(rollout.videos.values()), None)
     if first is not None:
         intrinsics = np.atleast_2d(rollout.intrinsics)[0]
-        stream.log("world/camera/image", _pinhole(intrinsics, first.shape[1:]), static=True)
+        stream.log("world/camera/image", _pinhole(intrinsics, first.shape[1:]), static=True, strict=True)
 
 
 def _log_video(stream: rr.RecordingStream, entity: str, frames: np.ndarray, fps: float) -> None:
     packets = encode_av1(frames, fps)
-    stream.log(entity, rr.VideoStream(codec=rr.VideoCodec.AV1), static=True)
+    stream.log(entity, rr.VideoStream(codec=rr.VideoCodec.AV1), static=True, strict=True)
     times = np.array([packet.index / fps for packet in packets])
     samples = rr.VideoStream.columns(
         sample=[packet.data for packet in packets], is_keyframe=[packet.keyframe for packet in packets]
     )
-    stream.send_columns(entity, [_column(times)], samples)
+    stream.send_columns(entity, [_column(times)], samples, strict=True)
 
 
 def _pinhole(intrinsics: np.ndarray, shape: tuple[int, ...]) -> rr.Pinhole:
@@ -193,6 +195,10 @@ def _pinhole(intrinsics: np.ndarray, shape: tuple[int, ...]) -> rr.Pinhole:
         camera_xyz=AXES,
         image_plane_distance=0.4,
     )
+
+
+def _entity(kind: str, name: str) -> str:
+    return rr.new_entity_path([kind, name])
 
 
 def _column(times: np.ndarray) -> rr.TimeColumn:

@@ -23,7 +23,7 @@ def rollout(frames: int = 9) -> Rollout:
         poses=poses,
         intrinsics=np.array([50.0, 50.0, 39.5, 31.5]),
         videos={"dream": pictures, "truth": pictures},
-        scalars={"psnr": np.linspace(40, 30, frames)},
+        scalars={"PSNR (dB)": np.linspace(40, 30, frames)},
         points={"room": (rng.normal(size=(50, 3)), rng.integers(0, 255, (50, 3), dtype=np.uint8))},
         text="how it was made",
     )
@@ -41,7 +41,7 @@ def test_a_recording_holds_camera_videos_scalars_and_layout(tmp_path: Path) -> N
     write_recording(tmp_path / "a.rrd", rollout())
     assert [path.name for path in tmp_path.iterdir()] == ["a.rrd"]
     content = printed(tmp_path / "a.rrd")
-    for entity in ("/world/camera", "/world/path", "/video/dream", "/video/truth", "/scalars/psnr", "/world/room"):
+    for entity in ("/world/camera", "/world/path", "/video/dream", "/video/truth", "PSNR", "/world/room"):
         assert entity in content
     assert "blueprint" in content.lower()
 
