@@ -29,7 +29,8 @@ def rendered(picture: Picture, seeds: list[int], path: np.ndarray, device: torch
     """Frames uint8 [B, T, H, W, 3] seen in the rooms of `seeds` along camera-to-world poses [B, T, 4, 4]."""
     scenes = sample_scenes(seeds, device=device)
     poses = torch.from_numpy(path).to(device, torch.float32)
-    return render(scenes, poses, torch.tensor(picture.intrinsics, device=device), (picture.height, picture.width)).rgb
+    size = (picture.height, picture.width)
+    return render(scenes, poses, picture.intrinsics, size, geometry=False).rgb
 
 
 class FrameSource:

@@ -102,7 +102,7 @@ def rewrite(folder: Path, **changes: object) -> None:
 def test_descriptions_that_cannot_be_used(folder: Path) -> None:
     told = json.loads((folder / bundle.DESCRIPTION).read_text())
     rewrite(folder, config=told["config"] | {"colour": 1})
-    with pytest.raises(BundleError, match="cannot build.*colour"):
+    with pytest.raises(BundleError, match=r"cannot build.*colour"):
         bundle.load(folder, device="cpu")
     rewrite(folder, format=99)
     with pytest.raises(BundleError, match="format 99"):
