@@ -115,10 +115,10 @@ class SanaWMEnv(gymnasium.Env[Any, Any]):
         action: [A], held for the chunk, or [F, A] with action_mode="per_frame"; out of limits it is clipped and counted
         in info["clipped"], or refused with strict=True. Interrupted, a step leaves the world as it was.
 
-        `info`: "poses" [F, 4, 4], where each new frame is seen from; "frames" [F, H, W, 3]; "end_index", the frame of
-        the chunk at which the episode ended, or -1; "valid_frames", how many frames belong to the episode; "success";
-        "termination_reason" and "truncation_reason", empty while it goes on; "frame", the index of the newest; and the
-        facts of the task.
+        `info`: "poses" [F, 4, 4], where each new frame is seen from; "frames" [F, H, W, 3]; "rewards" [F]; "end_index",
+        the frame of the chunk at which the episode ended, or -1; "valid_frames", how many frames belong to the episode;
+        "success"; "termination_reason" and "truncation_reason", empty while it goes on; "frame", the number of the
+        newest; and the facts of the task.
         """
         self._check_running()
         outcome = self._episodes.advance([action])

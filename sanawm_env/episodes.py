@@ -304,6 +304,7 @@ class Episodes:
         reason = now.rows["reason"]
         words = np.array(REASONS, dtype=object)[reason]
         info = self.facts(poses) | {
+            "rewards": judged.rewards,
             "clipped": clipped,
             "end_index": judged.end_index,
             "valid_frames": judged.valid_frames,
@@ -312,7 +313,7 @@ class Episodes:
             "truncation_reason": np.where(now.rows["truncated"], words, ""),
         }
         terminated, truncated = now.rows["terminated"].copy(), now.rows["truncated"].copy()
-        return Outcome(reward=judged.reward, terminated=terminated, truncated=truncated, info=info)
+        return Outcome(reward=judged.rewards.sum(axis=1), terminated=terminated, truncated=truncated, info=info)
 
     def _start_facts(self, start: Start, task: Drive, slots: list[int]) -> dict[str, np.ndarray]:
         now = self.now

@@ -43,11 +43,12 @@ class Running:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A chunk as the task sees it, one entry a world: reward until the end, index of the frame at which the episode
+    """A chunk as the task sees it, one row a world: rewards [B, F], zero after the end, index of the frame at which
+    the episode
     ended
     (-1 while it goes on), and how many frames of the chunk belong to the episode."""
 
-    reward: np.ndarray
+    rewards: np.ndarray
     end_index: np.ndarray
     valid_frames: np.ndarray
 
@@ -77,8 +78,8 @@ def judge(now: Running, before: np.ndarray, poses: np.ndarray, fps: float) -> tu
         "truncated": np.isin(reason, (HORIZON, TIMEOUT, MODEL_FAULT)),
         "reason": reason,
     }
-    reward = (verdict.reward * (np.arange(frames) < valid[:, None])).sum(axis=1)
-    return Judged(reward=reward, end_index=np.where(ended, first, -1), valid_frames=valid), rows
+    rewards = np.where(np.arange(frames) < valid[:, None], verdict.reward, 0.0)
+    return Judged(rewards=rewards, end_index=np.where(ended, first, -1), valid_frames=valid), rows
 
 
 def drop_faulty(now: Running, judged: Judged, sound: np.ndarray) -> tuple[Running, Judged]:
@@ -90,7 +91,7 @@ def drop_faulty(now: Running, judged: Judged, sound: np.ndarray) -> tuple[Runnin
         "reason": np.where(broken, MODEL_FAULT, now.rows["reason"]),
     }
     kept = Judged(
-        reward=np.where(broken, 0.0, judged.reward),
+        rewards=np.where(broken[:, None], 0.0, judged.rewards),
         end_index=np.where(broken, 0, judged.end_index),
         valid_frames=np.where(broken, 0, judged.valid_frames),
     )

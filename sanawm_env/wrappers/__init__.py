@@ -1,0 +1,1 @@
+"""Gymnasium wrappers, one concern a file: recording, per-frame view, video, Rerun viewer."""
