@@ -84,7 +84,7 @@ def evaluate(
             f"returns={tuple(returns)}; allowed are multiples of the first and of a chunk's {chunk} frames"
         )
     few = min(scenes, BUDGETS[model.device.type].returns)
-    back = held_out(model.config, few, seed, returns[0], where, "there_and_back") if returns else None
+    back = held_out(model.config, few, seed, returns[0] // 2, where, "there_and_back") if returns else None
     horizons = [k for k in HORIZONS if k <= drives.poses.shape[1] - 1]
     work = 2 * len(drives) * (drives.poses.shape[1] - 1) + (len(back) * returns[-1] if back else 0)
     with tqdm(total=work, unit="frame", desc="eval rooms") as bar:
@@ -204,9 +204,9 @@ def _streaming(model: WorldModel, group: HeldOut, own: Dream) -> float:
 
 def _there_and_back(model: WorldModel, drives: HeldOut, returns: Sequence[int], progress: Progress) -> dict[str, Any]:
     """PSNR of the frames at which the camera is back at its first pose, going out and back again and again."""
-    loop = drives.poses[:, 1:]
-    laps = returns[-1] // returns[0]
-    poses = torch.cat([drives.poses[:, :1], *[loop] * laps], dim=1)
+    out = drives.poses[:, 1:]
+    lap = torch.cat([out, out[:, :-1].flip(1), drives.poses[:, :1]], dim=1)
+    poses = torch.cat([drives.poses[:, :1], *[lap] * (returns[-1] // returns[0])], dim=1)
     first = drives.truth(poses[:, :1]).rgb
     made = dream(model, first[:, 0], drives.seeds, poses, returns, progress).frames
     return _by_horizon(psnr(made.to(first.device), first.expand(-1, len(returns), -1, -1, -1)), list(returns))

@@ -85,8 +85,8 @@ def test_a_perfect_world_is_found_perfect(model: WorldModel, monkeypatch: pytest
     assert all(value > 90 for value in report["psnr_visible"].values())
     assert all(value > 90 for value in report["there_and_back_db"].values())
     assert report["wrong_camera"]["16"] < 40
-    assert report["pose_error_degrees"]["8"] < 0.2
-    assert report["pose_error_metres"]["8"] < 0.02
+    assert report["pose_error_degrees"]["8"] < 0.5  # a fifth of a pixel at this size
+    assert report["pose_error_metres"]["8"] < 0.03
 
 
 def test_held_out_scenes_are_beyond_those_of_training() -> None:
@@ -103,12 +103,22 @@ def test_wrong_paths_begin_where_the_right_ones_do() -> None:
     assert torch.allclose(motion, torch.linalg.inv(drives.poses[1, 0]) @ drives.poses[1, -1])
 
 
-def test_there_and_back_ends_where_it_began() -> None:
-    drives = held_out(tiny_config(), 4, 0, 32, CPU, "there_and_back")
-    assert (drives.poses[:, -1] - drives.poses[:, 0]).abs().max() < 1e-9
-    away = (drives.poses[:, :, :3, 3] - drives.poses[:, :1, :3, 3]).norm(dim=-1).amax(1)
-    turned = drives.poses[:, :, 2, :3] @ drives.poses[:, 0, 2, :3, None]
-    assert ((away > 0.1) | (turned.amin((1, 2)) < 0.99)).all()
+def test_there_and_back_is_at_the_start_when_it_is_compared(model: WorldModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    driven = []
+
+    def record(model: WorldModel, pictures: torch.Tensor, seeds: Any, poses: torch.Tensor, *_: Any) -> rooms.Dream:
+        driven.append(poses)
+        frames = pictures[:, None].expand(-1, 2, -1, -1, -1)
+        return rooms.Dream(frames=frames, latents=torch.zeros(0), made=1, seconds=1.0)
+
+    monkeypatch.setattr(rooms, "dream", record)
+    drives = held_out(model.config, 4, 0, 16, CPU, "there_and_back")
+    rooms._there_and_back(model, drives, (32, 64), lambda frames: None)
+    path = driven[0]
+    assert path.shape[1] == 65
+    assert all(torch.equal(path[:, k], path[:, 0]) for k in (32, 64))
+    assert torch.equal(path[:, 16], drives.poses[:, 16])
+    assert (path.diff(dim=1).abs().amax((0, 2, 3)) < 0.3).all()
 
 
 def test_shrunk_pictures_see_the_same_rays() -> None:
