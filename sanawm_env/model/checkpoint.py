@@ -60,6 +60,15 @@ def read_weights(paths: Iterable[Path]) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             remedy = "install or download the bundle again."
             raise BundleError(f"weight file {path} cannot be read ({error}); {remedy}") from error
+    return _all_decoded(stored)
+
+
+def as_stored(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
+    """What reading gives after writing with `bits`, without the files: on the CPU, to measure what the bits cost."""
+    return _all_decoded(_encoded(weights, bits))
+
+
+def _all_decoded(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: _decoded(name, x, stored) for name, x in stored.items() if not name.endswith(SCALE)}
 
 

@@ -18,7 +18,7 @@ from sanawm_env.config import from_mapping
 from sanawm_env.errors import BundleError
 from sanawm_env.evaluation.metrics import psnr
 from sanawm_env.model.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
-from sanawm_env.model.checkpoint import read_weights, write_weights
+from sanawm_env.model.checkpoint import as_stored, read_weights, write_weights
 from sanawm_env.training.frames import FrameBank, FrameSource, Picture, rendered, to_pixels
 from sanawm_env.training.latents import HELD_OUT_SEEDS, plan_paths
 from sanawm_env.training.loop import (
@@ -63,7 +63,7 @@ class AutoencoderTraining:
     fresh_every: int = 16
     workers: int = 12
     lr: float = 2e-3
-    muon_lr: float | None = None
+    muon_lr: float | None = 0.02
     warmup: int = 100
     clip: float = 1.0
     ema: float = 0.999
@@ -207,16 +207,18 @@ class AutoencoderRun:
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
-        """PSNR of averaged weights on held-out clips, mean over scenes: plain, with noisy latents, in bf16."""
+        """PSNR of averaged weights on held-out clips, mean over scenes: plain, noisy latents, bf16, 8-bit weights."""
         settings = self.settings
         seeds = list(range(VALIDATION_SEED, VALIDATION_SEED + settings.validation_scenes))
         path = plan_paths(seeds, settings.validation_frames, self.picture.fps)
         parts = [slice(i, i + 8) for i in range(0, len(seeds), 8)]
         frames = torch.cat([rendered(self.picture, seeds[part], path[part], self.device).cpu() for part in parts])
-        plain, half = self.averaged, copy.deepcopy(self.averaged).bfloat16()
+        plain, half, eighth = self.averaged, copy.deepcopy(self.averaged).bfloat16(), copy.deepcopy(self.averaged)
+        eighth.load_state_dict(as_stored(plain.state_dict(), bits=8))
         metrics: dict[str, Any] = {"psnr": self._psnr(plain, frames, 0.0)}
         metrics |= {f"psnr_noise_{level}": self._psnr(plain, frames, level) for level in (0.05, 0.1)}
         metrics["psnr_bf16"] = self._psnr(half, frames, 0.0)
+        metrics["psnr_8_bits"] = self._psnr(eighth, frames, 0.0)
         later = self._psnr_by_frame(plain, frames)
         metrics["psnr_by_frame"] = {str(k): later[k] for k in (0, 1, 4, 8, 16, 32, 64) if k < len(later)}
         return metrics

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sanawm_env.errors import BundleError
-from sanawm_env.model.checkpoint import dequantise, quantise, read_weights, write_weights
+from sanawm_env.model.checkpoint import as_stored, dequantise, quantise, read_weights, write_weights
 
 WEIGHTS = {
     "matrix": torch.randn(64, 80, generator=torch.Generator().manual_seed(0)),
@@ -45,6 +45,13 @@ def test_8_bits_are_read_as_quantised_and_close(tmp_path: Path) -> None:
         rows, error = WEIGHTS[name].flatten(1), (read[name] - WEIGHTS[name]).flatten(1)
         assert (error.abs().amax(1) <= rows.abs().amax(1) / 254 * 1.001).all()
     assert all(torch.equal(read[name], WEIGHTS[name]) for name in ("small", "vector", "count"))
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_as_stored_is_what_is_read(tmp_path: Path, bits: int) -> None:
+    read, told = round_trip(tmp_path, bits), as_stored(WEIGHTS, bits)
+    assert read.keys() == told.keys()
+    assert all(torch.equal(read[name], x) for name, x in told.items())
 
 
 def test_quantising_twice_changes_nothing_more() -> None:
