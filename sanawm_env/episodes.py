@@ -117,7 +117,7 @@ class Episodes:
         """Starts new episodes, one a seed, in all worlds or in the given slots. Facts for `info` have B rows."""
         began = time.perf_counter()
         task = self._task_for(options, slots)
-        start = make_start(options, seeds, self.model.config)
+        start = make_start(options, seeds, self.model.config, self.model.device)
         columns = {TASK + name: rows for name, rows in task.begin(start.situations).items()}
         horizon = self.config.horizon if options.horizon is None else options.horizon
         world, shown = worlds.initial(

@@ -13,9 +13,11 @@ from sanawm_env.errors import SceneError, nearest
 from sanawm_env.tasks import Situation
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
     from sanawm_env.model.config import WorldConfig
+    from sanawm_env.rooms import Scenes
 
 CANDIDATES = 6
 ENOUGH_OBJECT = 0.04  # part of the first picture that furniture should cover for an interesting start
@@ -77,8 +79,11 @@ def read_options(options: Mapping[str, Any] | None) -> ResetOptions:
     return chosen
 
 
-def make_start(options: ResetOptions, seeds: Sequence[int], config: WorldConfig) -> Start:
-    """The start of len(seeds) worlds, each a function of its own seed and of the options alone."""
+def make_start(
+    options: ResetOptions, seeds: Sequence[int], config: WorldConfig, device: torch.device | str = "cpu"
+) -> Start:
+    """The start of len(seeds) worlds, each a function of its own seed and of the options alone; rendered on
+    `device`."""
     scene = options.scene
     if isinstance(scene, Mapping):
         scene = _read_scene(scene)
@@ -86,7 +91,7 @@ def make_start(options: ResetOptions, seeds: Sequence[int], config: WorldConfig)
         scene = Scene(image=options.image)
     if isinstance(scene, Scene):
         return _from_picture(scene, options.pose, seeds, config)
-    return _from_rooms(_room_seeds(scene, seeds), options.pose, seeds, config)
+    return _from_rooms(_room_seeds(scene, seeds), options.pose, seeds, config, device)
 
 
 def _read_scene(given: Mapping[str, Any]) -> Scene:
@@ -135,13 +140,15 @@ def _from_picture(scene: Scene, pose: Any, seeds: Sequence[int], config: WorldCo
     )
 
 
-def _from_rooms(rooms: list[int], pose: Any, seeds: Sequence[int], config: WorldConfig) -> Start:
+def _from_rooms(
+    rooms: list[int], pose: Any, seeds: Sequence[int], config: WorldConfig, device: torch.device | str
+) -> Start:
     import torch
 
-    from sanawm_env.rooms import clearance, render, sample_scenes
+    from sanawm_env.rooms import clearance, sample_scenes
 
     scenes = sample_scenes(rooms)
-    poses = _start_poses(scenes, seeds, config) if pose is None else _poses(pose, len(seeds))
+    poses = _start_poses(scenes, seeds, config, device) if pose is None else _poses(pose, len(seeds))
     free = clearance(scenes, torch.from_numpy(poses[:, None, :3, 3])).numpy()[:, 0]
     if (free <= 0).any():
         world = int(free.argmin())
@@ -149,19 +156,13 @@ def _from_rooms(rooms: list[int], pose: Any, seeds: Sequence[int], config: World
             f"the start pose at {poses[world, :3, 3].round(2).tolist()} is {-free[world]:.2f} m inside a wall or "
             f"object of room {rooms[world]}; pass a free one, or none to have one drawn."
         )
-    # Pictures are rendered world by world: which worlds start together then cannot change a single grey level.
-    seen = [
-        render(scenes.select([row]), torch.from_numpy(poses[row][None, None]), config.intrinsics, _size(config))
-        for row in range(len(rooms))
-    ]
+    images, instances = _rendered(scenes, poses[:, None], config.intrinsics, (config.height, config.width), 2, device)
     situations = [
-        Situation(
-            pose=poses[row], seed=seed, objects=scenes.objects(row), visible=_pixels(seen[row].instance.cpu().numpy())
-        )
+        Situation(pose=poses[row], seed=seed, objects=scenes.objects(row), visible=_pixels(instances[row]))
         for row, seed in enumerate(seeds)
     ]
     return Start(
-        images=np.stack([picture.rgb[0, 0].cpu().numpy() for picture in seen]),
+        images=images[:, 0],
         poses=poses,
         intrinsics=np.tile(np.asarray(config.intrinsics, np.float32), (len(seeds), 1)),
         rooms=np.asarray(rooms, np.int64),
@@ -169,37 +170,58 @@ def _from_rooms(rooms: list[int], pose: Any, seeds: Sequence[int], config: World
     )
 
 
-def _start_poses(scenes: Any, seeds: Sequence[int], config: WorldConfig) -> np.ndarray:
+def _start_poses(scenes: Scenes, seeds: Sequence[int], config: WorldConfig, device: torch.device | str) -> np.ndarray:
     """[B, 4, 4] collision-free camera poses, each the first of a few drawn from its world's seed that shows
     furniture."""
-    return np.stack([_start_pose(scenes.select([row]), seed, config) for row, seed in enumerate(seeds)])
+    from sanawm_env.rooms import layout, sample_trajectories
 
-
-def _start_pose(scene: Any, seed: int, config: WorldConfig) -> np.ndarray:
-    import torch
-
-    from sanawm_env.rooms import layout, render, sample_trajectories
-
-    draws = np.random.SeedSequence([seed, 2]).generate_state(CANDIDATES, np.uint64) >> np.uint64(2)
-    copies = scene.select([0] * CANDIDATES)
-    poses = sample_trajectories(copies, draws.astype(np.int64).tolist(), 1, config.fps, kind="still").poses[:, 0]
-    poses = np.asarray(poses, np.float64)
-    height, width = (length // 4 for length in _size(config))
+    copies = scenes.select(np.repeat(np.arange(len(seeds)), CANDIDATES).tolist())
+    drawn = np.concatenate([np.random.SeedSequence([seed, 2]).generate_state(CANDIDATES, np.uint64) for seed in seeds])
+    whole = (drawn >> np.uint64(2)).astype(np.int64).tolist()
+    still = sample_trajectories(copies, whole, 1, config.fps, kind="still").poses[:, 0]
+    poses = np.asarray(still, np.float64).reshape(len(seeds), CANDIDATES, 4, 4)
     fx, fy, cx, cy = config.intrinsics
     small = (fx / 4, fy / 4, (cx + 0.5) / 4 - 0.5, (cy + 0.5) / 4 - 0.5)
-    seen = render(scene, torch.from_numpy(poses[None]), small, (height, width), supersample=1)
-    covered = (seen.instance[0] >= layout.INSTANCE_OBJECT).float().mean(dim=(1, 2)).cpu().numpy()
-    return poses[int(np.argmax(covered >= ENOUGH_OBJECT))]
+    _, instances = _rendered(scenes, poses, small, (config.height // 4, config.width // 4), 1, device)
+    covered = (instances >= layout.INSTANCE_OBJECT).mean(axis=(2, 3))
+    return poses[np.arange(len(seeds)), np.argmax(covered >= ENOUGH_OBJECT, axis=1)]
+
+
+def _rendered(
+    scenes: Scenes,
+    poses: np.ndarray,
+    intrinsics: tuple[float, float, float, float],
+    size: tuple[int, int],
+    supersample: int,
+    device: torch.device | str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 [B, T, H, W, 3] and instance numbers [B, T, H, W] seen from poses [B, T, 4, 4]."""
+    import torch
+
+    from sanawm_env.rooms import render
+
+    # On a CPU world by world: which worlds start together then cannot change a single grey level.
+    together = 1 if torch.device(device).type == "cpu" else 64
+    groups = [list(range(len(poses)))[first : first + together] for first in range(0, len(poses), together)]
+    seen = [
+        render(
+            scenes.select(rows).to(device),
+            torch.from_numpy(poses[rows]).to(device),
+            intrinsics,
+            size,
+            supersample=supersample,
+            compiled=False,  # a start is a picture or two; compiling would take a minute
+        )
+        for rows in groups
+    ]
+    pictures = np.concatenate([one.rgb.cpu().numpy() for one in seen])
+    return pictures, np.concatenate([one.instance.cpu().numpy() for one in seen])
 
 
 def _pixels(instance: np.ndarray) -> dict[int, int]:
     """Pixels of each instance that covers at least a thousandth of the picture."""
     numbers, counts = np.unique(instance, return_counts=True)
     return {int(n): int(c) for n, c in zip(numbers, counts, strict=True) if c >= max(1, instance.size // 1000)}
-
-
-def _size(config: WorldConfig) -> tuple[int, int]:
-    return config.height, config.width
 
 
 def _poses(given: Any, worlds: int) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -331,3 +333,24 @@ def test_timings_stay_out_of_info(env: SanaWMEnv) -> None:
     _, _, _, _, info = env.step([0.0, 0.0])
     assert env.last_timing["frames_per_second"] > 0
     assert not any("second" in key for key in info)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory in use from Linux's /proc")
+def test_a_thousand_steps_take_no_more_memory_than_fifty(tiny_model: WorldModel) -> None:
+    env = SanaWMEnv(tiny_model, task="drive")
+    env.reset(seed=0, options={"image": picture()})
+    sizes, resident = [], []
+    for step in range(1000):
+        observation, _, _, _, info = env.step([0.5, 0.9])
+        if step in (50, 999):
+            sizes.append(env.get_state().world.nbytes()["total"])
+            resident.append(resident_bytes())
+    assert info["frame"] == 8000
+    assert observation.std() > 0
+    assert sizes[0] == sizes[1]
+    assert resident[1] - resident[0] < 20 * 2**20
