@@ -21,12 +21,14 @@ from sanawm_env.errors import ConfigError, StorageError
 if TYPE_CHECKING:
     from sanawm_env.actions import ActionMap
     from sanawm_env.rooms.scenes import Scenes
+    from sanawm_env.wrappers.tape import EpisodeTape
 
 # (steps, forward m/s, turn rad/s): look around, drive in, turn, drive back while turning. 16 steps, then again.
 TOUR = ((2, 0.0, 0.5), (4, 0.0, -0.5), (2, 0.0, 0.5), (3, 0.35, 0.0), (2, 0.15, 0.45), (3, -0.25, -0.3))
 # Metres that stay free around the camera; the environment ends an episode below its own, smaller, body radius.
 MARGIN = 0.25
 DIFFERENCE_GAIN = 4
+HEADROOM = 2.1
 SHEET_FRAMES = (0, 8, 16, 32, 64, 96, 128)
 
 
@@ -50,22 +52,28 @@ class DemoConfig:
 class Rollout:
     """A finished tour, T frames with the first one: what the world showed and what the ray-caster shows there.
 
-    dream, truth: uint8 [T, H, W, 3]. depth: float32 [T, H, W], metres. poses: float64 [T, 4, 4] camera to world.
-    actions: float32 [T, A], row t leads to frame t + 1. psnr: [T] dB over all pixels. seconds: spent in `step`.
+    taped: frames uint8 [T, H, W, 3], poses, actions, intrinsics and valid as `EpisodeTape.arrays` gives them. truth:
+    uint8 [T, H, W, 3]. depth: of the truth, float32 [T, H, W], metres. psnr, visible_psnr: [T] dB over all pixels and
+    over those whose place frame 0 has seen. seconds: spent in `step`.
     """
 
-    dream: np.ndarray
+    taped: dict[str, np.ndarray]
     truth: np.ndarray
     depth: np.ndarray
-    poses: np.ndarray
-    actions: np.ndarray
-    intrinsics: np.ndarray
     fps: float
     psnr: np.ndarray
     visible_psnr: np.ndarray
     seconds: float
     action_map: ActionMap
     fingerprint: str
+
+    @property
+    def dream(self) -> np.ndarray:
+        return self.taped["frames"]
+
+    @property
+    def poses(self) -> np.ndarray:
+        return self.taped["poses"]
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
@@ -91,36 +99,40 @@ def run(config: DemoConfig) -> dict[str, Any]:
     return figures
 
 
-def make(config: DemoConfig) -> Any:
-    """The environment of the demo: Rooms with a differential drive, no goal, all frames of a step in `info`."""
+def make(config: DemoConfig) -> EpisodeTape:
+    """The environment of the demo: Rooms with a differential drive and no goal, what happens in it kept on a tape."""
     import gymnasium as gym
 
-    return gym.make("sanawm_env/Rooms-v0", bundle=config.bundle, device=config.device, task="drive")
+    from sanawm_env.wrappers.tape import EpisodeTape
+
+    return EpisodeTape(
+        gym.make(
+            "sanawm_env/Rooms-v0", bundle=config.bundle, device=config.device, action_map="diff_drive", task="drive"
+        )
+    )
 
 
-def drive(env: Any, config: DemoConfig) -> Rollout:
+def drive(env: EpisodeTape, config: DemoConfig) -> Rollout:
     """The tour through the room of `config.scene_seed`, with its ground truth."""
     from tqdm import tqdm
 
     from sanawm_env.rooms import sample_scenes
 
     _, info = env.reset(seed=config.seed, options={"scene": config.scene_seed})
-    world = env.unwrapped
-    chunk = world.model.config.frames_per_chunk
+    world: Any = env.unwrapped
+    chunk = world.frames_per_step
     steps = -(-config.frames // chunk)
     scenes = sample_scenes([config.scene_seed])
-    plan = free_tour(scenes, info["poses"][0], world.action_map, steps, chunk, world.fps)
-    seen, seconds = [info], 0.0
+    seconds = 0.0
     with tqdm(total=steps * chunk, unit="frame", desc="stepping the world") as bar:
-        for action in plan:
+        for action in free_tour(scenes, info["poses"][0], world.action_map, steps, chunk, world.fps):
             start = time.perf_counter()
-            _, _, terminated, truncated, info = env.step(action)
+            _, _, terminated, truncated, _ = env.step(action)
             seconds += time.perf_counter() - start
-            seen.append(info)
             bar.update(chunk)
             if terminated or truncated:
                 break
-    return _with_truth(world, scenes, seen, plan[: len(seen) - 1], seconds)
+    return _with_truth(world, scenes, env.arrays(), seconds)
 
 
 def free_tour(
@@ -146,7 +158,7 @@ def free_tour(
     return script * (0.0, 1.0)
 
 
-def _with_truth(world: Any, scenes: Scenes, seen: list[dict[str, Any]], plan: np.ndarray, seconds: float) -> Rollout:
+def _with_truth(world: Any, scenes: Scenes, taped: dict[str, np.ndarray], seconds: float) -> Rollout:
     import torch
     from tqdm import tqdm
 
@@ -154,28 +166,20 @@ def _with_truth(world: Any, scenes: Scenes, seen: list[dict[str, Any]], plan: np
     from sanawm_env.evaluation.visibility import visible
     from sanawm_env.rooms import render
 
-    dream = np.concatenate([np.asarray(info["frames"]) for info in seen])
-    poses = np.concatenate([np.asarray(info["poses"]) for info in seen])
     config = world.model.config
-    given = torch.as_tensor(poses)[None]
-    lens = torch.tensor([config.intrinsics])
-    size = (config.height, config.width)
-    rows = tqdm(range(len(poses)), unit="frame", desc="rendering the truth")
-    shown = [render(scenes, given[:, k : k + 1], lens, size) for k in rows]
+    poses, lens = torch.as_tensor(taped["poses"])[None], torch.as_tensor(taped["intrinsics"][:1])
+    rows = tqdm(range(poses.shape[1]), unit="frame", desc="rendering the truth")
+    shown = [render(scenes, poses[:, k : k + 1], lens, (config.height, config.width)) for k in rows]
     truth, depth = torch.cat([frame.rgb[0] for frame in shown]), torch.cat([frame.depth[0] for frame in shown])
-    known = visible(depth[None], given, depth[:1], given[:, 0], lens)[0]
-    pictures = torch.as_tensor(dream)
-    held = np.repeat(plan, config.frames_per_chunk, axis=0).astype(np.float32)
+    known = visible(depth[None], poses, depth[:1], poses[:, 0], lens)[0]
+    dream = torch.as_tensor(taped["frames"])
     return Rollout(
-        dream=dream,
+        taped=taped,
         truth=truth.numpy(),
         depth=depth.numpy(),
-        poses=poses,
-        actions=np.concatenate([held, np.zeros((1, held.shape[1]), np.float32)]),
-        intrinsics=np.asarray(config.intrinsics, dtype=np.float32),
         fps=config.fps,
-        psnr=psnr(pictures, truth).numpy(),
-        visible_psnr=psnr(pictures, truth, known).numpy(),
+        psnr=psnr(dream, truth).numpy(),
+        visible_psnr=psnr(dream, truth, known).numpy(),
         seconds=seconds,
         action_map=world.action_map,
         fingerprint=world.model.fingerprint,
@@ -221,33 +225,35 @@ def _recording(rollout: Rollout, config: DemoConfig) -> Any:
     return viewer.Rollout(
         fps=rollout.fps,
         poses=rollout.poses,
-        intrinsics=rollout.intrinsics,
+        intrinsics=rollout.taped["intrinsics"],
         videos={"dream": rollout.dream, "truth": rollout.truth},
-        scalars={"PSNR (dB)": rollout.psnr, "forward (m/s)": rollout.actions[:, 0]},
+        scalars={"PSNR (dB)": rollout.psnr, "forward (m/s)": rollout.taped["actions"][:, 0]},
         points={"truth": point_cloud(rollout)},
         text=f"**dream**: the learned world. **truth**: the ray-caster at the same poses.\n\n{room}",
     )
 
 
-def point_cloud(rollout: Rollout, every: int = 8, pixels: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Positions [N, 3] in the room and colours [N, 3] of the truth's depth, one frame and pixel in a few."""
+def point_cloud(rollout: Rollout, every: int = 8, pixels: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Positions [N, 3] in the room and colours [N, 3] of the truth's depth, one frame and pixel in a few.
+
+    What is higher than `HEADROOM` above the floor is left out, so that one can look in from above.
+    """
     import torch
 
     from sanawm_env.evaluation.visibility import unproject
 
-    depth = torch.as_tensor(rollout.depth[None, ::every])
-    seen = unproject(depth, torch.as_tensor(rollout.intrinsics[None]))[0, :, ::pixels, ::pixels].numpy()
+    depth, lens = torch.as_tensor(rollout.depth[None, ::every]), torch.as_tensor(rollout.taped["intrinsics"][:1])
+    seen = unproject(depth, lens)[0, :, ::pixels, ::pixels].numpy()
     poses = rollout.poses[::every]
     placed = np.einsum("tij,thwj->thwi", poses[:, :3, :3], seen) + poses[:, None, None, :3, 3]
-    colours = rollout.truth[::every, ::pixels, ::pixels]
-    return placed.reshape(-1, 3).astype(np.float32), colours.reshape(-1, 3)
+    low = placed[..., 1] > -HEADROOM  # y points down, the floor is at 0
+    return placed[low].astype(np.float32), rollout.truth[::every, ::pixels, ::pixels][low]
 
 
 def _write_episode(rollout: Rollout, config: DemoConfig, path: Path) -> None:
     from sanawm_env.datasets.schema import StoreInfo
     from sanawm_env.datasets.writer import open_writer
 
-    frames = len(rollout.dream)
     info = StoreInfo(
         fps=rollout.fps,
         action_map=rollout.action_map.name,
@@ -257,15 +263,7 @@ def _write_episode(rollout: Rollout, config: DemoConfig, path: Path) -> None:
         package_version=__version__,
         extra={"scene_seed": config.scene_seed},
     )
-    arrays = {
-        "frames": rollout.dream,
-        "poses": rollout.poses,
-        "actions": rollout.actions,
-        "intrinsics": np.tile(rollout.intrinsics, (frames, 1)),
-        "valid": np.ones(frames, dtype=bool),
-        "truth_frames": rollout.truth,
-        "truth_depth": rollout.depth,
-    }
+    arrays = rollout.taped | {"truth_frames": rollout.truth, "truth_depth": rollout.depth}
     with open_writer(path, info, overwrite=True) as writer:
         writer.add(arrays, seed=config.seed)
 

@@ -50,7 +50,7 @@ def write_recording(path: Path | str, rollout: Rollout) -> None:
     stream = rr.RecordingStream(APPLICATION)
     # Rerun's own file writer runs in a thread and only prints what fails there, so the bytes come to us first.
     recording = rr.binary_stream(stream)
-    blueprint = layout(list(rollout.videos), list(rollout.scalars), text=bool(rollout.text))
+    blueprint = layout(list(rollout.videos), list(rollout.scalars), text=bool(rollout.text), eye=_eye(rollout.poses))
     stream.send_blueprint(blueprint, make_active=True, make_default=True)
     log_rollout(stream, rollout)
     content = recording.read() or b""
@@ -73,11 +73,13 @@ def log_rollout(stream: rr.RecordingStream, rollout: Rollout) -> None:
         stream.send_columns(_entity("scalars", name), [_column(times)], rr.Scalars.columns(scalars=values), strict=True)
 
 
-def layout(videos: list[str], scalars: list[str], *, text: bool = False) -> rrb.Blueprint:
+def layout(
+    videos: list[str], scalars: list[str], *, text: bool = False, eye: rrb.EyeControls3D | None = None
+) -> rrb.Blueprint:
     """The 3D view on the left, one picture view a video on the right, one plot for each scalar below them."""
     pictures = [rrb.Spatial2DView(origin=_entity("video", name), name=name) for name in videos]
     plots = [rrb.TimeSeriesView(origin=_entity("scalars", name), name=name) for name in scalars]
-    world: Any = rrb.Spatial3DView(origin="world", name="camera path (y is down)")
+    world: Any = rrb.Spatial3DView(origin="world", name="camera path (y is down)", eye_controls=eye)
     left = rrb.Vertical(world, rrb.TextDocumentView(origin="notes", name="notes"), row_shares=[4, 1]) if text else world
     rows = [rrb.Horizontal(*pictures)] if pictures else []
     rows += [rrb.Horizontal(*plots)] if plots else []
@@ -148,6 +150,14 @@ def _needed(info: Mapping[str, Any], name: str) -> Any:
     if info.get(name) is None:
         raise LifecycleError(f'RerunViewer needs info["{name}"]; make the environment of one world with frames="all"')
     return info[name]
+
+
+def _eye(poses: np.ndarray) -> rrb.EyeControls3D:
+    """From behind and above the start of a path, so that path and what the camera sees are in view."""
+    start, ahead = poses[0, :3, 3], poses[0, :3, 2]
+    return rrb.EyeControls3D(
+        position=start - 1.8 * ahead - [0, 1.8, 0], look_target=start + 1.2 * ahead, eye_up=[0, -1, 0]
+    )
 
 
 def _log_static(stream: rr.RecordingStream, rollout: Rollout) -> None:

@@ -11,9 +11,11 @@ from PIL import Image
 
 from sanawm_env import demo
 from sanawm_env.actions import make_action_map
+from sanawm_env.bundle import save as save_bundle
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.errors import ConfigError, StorageError
 from sanawm_env.rooms import clearance, sample_scenes
+from sanawm_env.world import WorldModel
 
 
 def made_up(frames: int = 17, height: int = 64, width: int = 80) -> demo.Rollout:
@@ -23,12 +25,15 @@ def made_up(frames: int = 17, height: int = 64, width: int = 80) -> demo.Rollout
     poses = np.tile(np.eye(4), (frames, 1, 1))
     poses[:, 2, 3] = np.linspace(0, 1, frames)
     return demo.Rollout(
-        dream=truth + np.uint8(5),
+        taped={
+            "frames": truth + np.uint8(5),
+            "poses": poses,
+            "actions": np.zeros((frames, 2), dtype=np.float32),
+            "intrinsics": np.tile(np.float32([50.0, 50.0, 39.5, 31.5]), (frames, 1)),
+            "valid": np.ones(frames, dtype=bool),
+        },
         truth=truth,
         depth=np.full((frames, height, width), 2.0, dtype=np.float32),
-        poses=poses,
-        actions=np.zeros((frames, 2), dtype=np.float32),
-        intrinsics=np.array([50.0, 50.0, 39.5, 31.5], dtype=np.float32),
         fps=10.0,
         psnr=np.full(frames, 34.0),
         visible_psnr=np.full(frames, 35.0),
@@ -89,6 +94,21 @@ def test_refuses_a_folder_it_cannot_write_before_any_work(tmp_path: Path) -> Non
         demo.DemoConfig(frames=0)
 
 
+def test_the_whole_demo_with_a_tiny_world(
+    tiny_model: WorldModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_bundle(tmp_path / "bundle", tiny_model, {})
+    config = demo.DemoConfig(bundle=str(tmp_path / "bundle"), frames=9, out=tmp_path / "out")
+    figures = demo.run(config)
+    printed = capsys.readouterr().out
+    assert figures["frames"] == 16, "rounded up to whole steps"
+    assert figures["fps"] > 0 and list(figures["psnr_visible"]) == ["8"]
+    assert printed.startswith("loading torch ...") and "loading diffusers" in printed
+    assert printed.count(str(tmp_path / "out")) >= 4
+    episode = EpisodeStore(tmp_path / "out" / "episode.zarr")
+    assert episode[0]["frames"].shape == (17, 32, 40, 3) and episode.seeds.tolist() == [0]
+
+
 def test_side_by_side_shows_the_difference_enlarged() -> None:
     shown = demo.side_by_side(made_up(2))
     assert shown.shape == (2, 64, 3 * 80 + 4, 3)
@@ -98,6 +118,7 @@ def test_side_by_side_shows_the_difference_enlarged() -> None:
 def test_point_cloud_lies_where_the_depth_says() -> None:
     positions, colours = demo.point_cloud(made_up(9), every=8, pixels=4)
     assert positions.shape == colours.shape == (2 * 16 * 20, 3)
+    assert positions[:, 1].min() > -demo.HEADROOM
     # Depth 2 m from a camera that looks along z, at z = 0 m and z = 1 m.
     np.testing.assert_allclose(np.unique(positions[:, 2].round(4)), [2.0, 3.0])
 
