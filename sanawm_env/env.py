@@ -137,8 +137,8 @@ class SanaWMEnv(gymnasium.Env[Any, Any]):
         if self.render_mode == "rgb_array_list":
             shown, self._shown = self._shown, []
             return shown
-        frames = self._episodes.frames()
-        return None if frames is None else frames[0, -1]
+        frames = self._episodes.frames(last=True)
+        return None if frames is None else frames[0, 0]
 
     def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> SanaWMVectorEnv:
         """n futures of this instant as a vector environment, which is running already: step it without a reset.

@@ -208,20 +208,24 @@ class Episodes:
             scenes=rooms_of(taken.rows["room"]),
         )
 
-    def frames(self) -> np.ndarray | None:
-        """Frames of the latest chunk, uint8 [B, T, H, W, 3], the caller's own; None where nothing is decoded."""
+    def frames(self, *, last: bool = False) -> np.ndarray | None:
+        """Frames of the latest chunk, uint8 [B, T, H, W, 3], or only its last one (T = 1); None where nothing is
+        decoded.
+
+        The array is the caller's own. Only what is asked for leaves the device.
+        """
         frames = self.now.frames
-        return None if frames is None else np.array(frames.cpu().numpy())
+        return None if frames is None else np.array((frames[:, -1:] if last else frames).cpu().numpy())
 
     def observation(self) -> Any:
         """Observations as `spaces.observation_space` lays them out, B rows; None where nothing is decoded."""
-        frames = self.frames()
+        frames = self.frames(last=self.config.observation != "all")
         if frames is None:
             return None
         if self.config.observation == "all":
             missing = self.model.config.frames_per_chunk - frames.shape[1]
             return np.concatenate([frames, np.repeat(frames[:, -1:], missing, axis=1)], axis=1)
-        image = frames[:, -1].copy()
+        image = frames[:, 0]
         if self.config.observation == "last":
             return image
         now = self.now
@@ -332,9 +336,9 @@ class Episodes:
         poses = now.world.pose.numpy()[:, None].copy() if poses is None else poses
         known = self.model.config.units_per_metre is not None
         facts = {"poses": poses, "frame": now.world.frame.numpy().copy(), "calibrated": np.full(self.batch, known)}
-        frames = None if self.config.frames == "none" else self.frames()
+        frames = None if self.config.frames == "none" else self.frames(last=self.config.frames == "last")
         if frames is not None:
-            facts["frames"] = frames if self.config.frames == "all" else frames[:, -1:].copy()
+            facts["frames"] = frames
         return facts | now.task.describe(now.columns, poses[:, -1])
 
 

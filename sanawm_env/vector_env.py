@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -58,6 +59,8 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         """A vector environment over episodes that are running already; `SanaWMEnv.fork` makes these."""
         made = cls.__new__(cls)
         made._adopt(episodes, None)
+        # Later resets without a seed draw one; they too then depend on nothing but the world that was forked.
+        made._np_random, made._np_random_seed = seeding.np_random(int(episodes.now.world.seed[0]))
         return made
 
     def _adopt(self, episodes: Episodes, render_mode: str | None) -> None:
@@ -133,10 +136,11 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         self._check_running()
         if self.render_mode is None:
             raise LifecycleError("render() needs a render_mode; build the environment with render_mode='rgb_array'.")
-        frames = self._episodes.frames()
+        newest = self.render_mode == "rgb_array"
+        frames = self._episodes.frames(last=newest)
         if frames is None:
             return None
-        return tuple(frames[:, -1]) if self.render_mode == "rgb_array" else tuple(list(rows) for rows in frames)
+        return tuple(frames[:, 0]) if newest else tuple(list(rows) for rows in frames)
 
     def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> SanaWMVectorEnv:
         """n futures of every world, row-major (rows 0 .. n-1 come from world 0); see `SanaWMEnv.fork`."""

@@ -328,6 +328,39 @@ def test_gymnasium_can_list_the_infos_of_a_batch(tiny_model: WorldModel) -> None
     assert [info["frame"] for info in infos] == [8, 8]
 
 
+def test_gymnasiums_own_vector_environment_gives_the_same_frames(tiny_model: WorldModel) -> None:
+    ours = SanaWMVectorEnv(2, tiny_model)
+    theirs = gymnasium.make_vec("sanawm_env/Rooms-v0", num_envs=2, vectorization_mode="sync", bundle=tiny_model)
+    assert ours.action_space == theirs.action_space
+    assert ours.observation_space == theirs.observation_space
+    np.testing.assert_array_equal(ours.reset(seed=3)[0], theirs.reset(seed=3)[0])
+    actions = np.array([[0.3, 0.1], [-0.2, 0.4]])
+    np.testing.assert_array_equal(ours.step(actions)[0], theirs.step(actions)[0])
+
+
+def test_resets_of_a_fork_without_a_seed_repeat_themselves(env: SanaWMEnv) -> None:
+    env.reset(seed=0)
+    assert_same(env.fork(2).reset()[0], env.fork(2).reset()[0])
+
+
+def test_wrong_reset_masks_are_named(tiny_model: WorldModel) -> None:
+    vector = SanaWMVectorEnv(2, tiny_model)
+    vector.reset(seed=0)
+    for mask in (np.array([1, 0]), np.array([True]), np.array([False, False])):
+        with pytest.raises(SceneError, match=r"reset_mask is .*allowed is bool \(2,\)"):
+            vector.reset(options={"reset_mask": mask})
+    with pytest.raises(SceneError, match="3 seeds were given for num_envs=2"):
+        vector.reset(seed=[1, 2, 3])
+
+
+def test_a_task_changes_for_all_worlds_or_none(tiny_model: WorldModel) -> None:
+    vector = SanaWMVectorEnv(2, tiny_model)
+    vector.reset(seed=0)
+    with pytest.raises(TaskError, match="change the task in a reset of all worlds"):
+        vector.reset(options={"task": "drive", "reset_mask": np.array([True, False])})
+    assert vector.reset(seed=0, options={"task": "drive"})[1]["instruction"].tolist() == ["drive freely"] * 2
+
+
 def test_timings_stay_out_of_info(env: SanaWMEnv) -> None:
     env.reset(seed=0)
     _, _, _, _, info = env.step([0.0, 0.0])
