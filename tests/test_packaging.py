@@ -118,6 +118,16 @@ def test_import_works_without_gymnasium() -> None:
     assert python(code) == "sanawm_env"
 
 
+@pytest.mark.parametrize(
+    "module", ["world", "bundle", "rooms", "actions", "training.stages", "evaluation.rooms", "benchmarks.rooms"]
+)
+def test_a_bare_gpu_machine_can_import(module: str) -> None:
+    # What `PYTHONPATH=. python3 -m ...` may use there: torch, numpy, safetensors, triton, diffusers and Pillow.
+    absent = ["gymnasium", "zarr", "imagecodecs", "av", "hydra", "omegaconf", "rerun", "scipy", "jaxtyping"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import sanawm_env.{module}; print('fine')"
+    assert python(code) == "fine"
+
+
 def test_the_picture_codec_is_registered() -> None:
     points = importlib.metadata.entry_points(group="zarr.codecs", name="sanawm.jpeg")
     assert [point.value for point in points] == ["sanawm_env.datasets.codec:Jpeg"]

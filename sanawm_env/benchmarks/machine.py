@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from sanawm_env.errors import StorageError
+from sanawm_env.kernels.backend import native_bf16
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "native_bf16": native_bf16(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
