@@ -387,3 +387,24 @@ def test_a_thousand_steps_take_no_more_memory_than_fifty(tiny_model: WorldModel)
     assert observation.std() > 0
     assert sizes[0] == sizes[1]
     assert resident[1] - resident[0] < 20 * 2**20
+
+
+@pytest.mark.gpu
+def test_the_environments_run_on_a_gpu() -> None:
+    from sanawm_env.model.config import tiny_config
+
+    model = WorldModel.random(tiny_config(), device="cuda")
+    env = SanaWMEnv(model, observation="dict")
+    env.reset(seed=0)
+    taken = env.get_state()
+    first = env.step([0.3, 0.1])
+    env.set_state(taken)
+    for one, other in zip(first, env.step([0.3, 0.1]), strict=True):
+        assert_same(one, other)
+    blind = env.fork(2, decode=False)
+    assert blind.step(np.zeros((2, 2)))[0] is None
+    vector = SanaWMVectorEnv(3, model)
+    vector.reset(seed=0)
+    vector.step(np.zeros((3, 2)))
+    vector.reset(options={"reset_mask": np.array([False, True, False])})
+    assert vector.step(np.zeros((3, 2)))[4]["frame"].tolist() == [16, 8, 16]
