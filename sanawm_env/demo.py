@@ -303,5 +303,9 @@ def _check_folder(out: Path) -> None:
 def _loading(what: str) -> Iterator[None]:
     print(f"loading {what} ...", end=" ", flush=True)
     start = time.perf_counter()
-    yield
+    try:
+        yield
+    except BaseException:
+        print("failed", flush=True)
+        raise
     print(f"{time.perf_counter() - start:.1f} s", flush=True)
