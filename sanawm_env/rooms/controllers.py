@@ -40,6 +40,12 @@ def held(wishes: Wishes) -> np.ndarray:
     return np.take_along_axis(wishes.value, latest[..., None], axis=1)
 
 
+def _swing(mood: np.ndarray, size: np.ndarray, change: np.ndarray, *, calm: float, fastest: float) -> np.ndarray:
+    """Turn rates [B, F], rad/s: slight in a calm mood (a share of the wishes), else 0.3 to `fastest`, left and right in turn."""
+    side = np.where((np.cumsum(change, axis=1) + (size[:, :1] > 0.5)) % 2 == 0, 1.0, -1.0)
+    return side * np.where(mood < calm, 0.12 * size, 0.3 + (fastest - 0.3) * size)
+
+
 def _lag(current: np.ndarray, target: np.ndarray, dt: float, seconds: float) -> np.ndarray:
     """Inertia: a first-order lag towards the target."""
     return current + (1.0 - np.exp(-dt / seconds)) * (target - current)
@@ -87,12 +93,16 @@ def drive(
     Returns poses [B, frames + 1, 4, 4] and commands (v, w) [B, frames, 2].
     """
     wish = held(wishes)
-    speed = np.where(wish[..., 0] < 0.12, 0.0, 0.3 + 0.55 * wish[..., 1])
-    turn = np.where(wish[..., 2] < 0.25, 0.15, 1.0) * (2.0 * wish[..., 3] - 1.0) * 0.75
-    sway = 0.03 * (2.0 * wishes.value[..., 4] - 1.0)
+    halts = (wish[..., 0] < 0.12) & (np.maximum.accumulate(wishes.change, axis=1))  # never the first wish
+    speed = np.where(halts, 0.0, 0.35 + 0.5 * wish[..., 1])
+    turn = np.where(halts, 0.0, _swing(wish[..., 2], wish[..., 3], wishes.change, calm=0.55, fastest=0.65))
+    sway = np.where(halts, 0.0, 0.03 * (2.0 * wishes.value[..., 4] - 1.0))
 
     def command_at(frame: int, pose: np.ndarray, last: np.ndarray) -> np.ndarray:
         steered, room = _steer(plan, pose, speed[:, frame], turn[:, frame])
+        # Where nothing ahead is free the robot turns on the spot until something is.
+        steered = np.where(room < 0.1, np.where(last[:, 1] < 0.0, -0.6, 0.6), steered)
+        steered = np.where(halts[:, frame], 0.0, steered)
         dt = 1.0 / fps
         w = np.clip(_lag(last[:, 1], steered, dt, 0.25) + sway[:, frame], -1.0, 1.0)
         v = _lag(last[:, 0], speed[:, frame], dt, 0.35)
@@ -129,8 +139,10 @@ def fly(
     wish = 2.0 * held(wishes) - 1.0
     travel = np.zeros((*wish.shape[:2], 3))
     if not still:
-        travel = np.stack((0.25 + 0.55 * wish[..., 0], 0.45 * wish[..., 1], 0.5 * wish[..., 2]), axis=-1)
-    yaw_rate, pitch, roll = (0.75 if still else 0.7) * wish[..., 3], 0.28 * wish[..., 4] - 0.05, 0.10 * wish[..., 5]
+        travel = np.stack((0.25 + 0.5 * wish[..., 0], 0.4 * wish[..., 1], 0.35 * wish[..., 2]), axis=-1)
+    calm, fastest = (0.35, 0.65) if still else (0.6, 0.55)
+    yaw_rate = _swing(0.5 + 0.5 * wish[..., 1], 0.5 + 0.5 * wish[..., 3], wishes.change, calm=calm, fastest=fastest)
+    pitch, roll = 0.25 * wish[..., 4] - 0.05, 0.10 * wish[..., 5]
 
     def command_at(frame: int, pose: np.ndarray, last: np.ndarray) -> np.ndarray:
         up = -pose[:, 1, :3] @ CAMERA_FROM_BODY  # the world's up in body axes

@@ -49,15 +49,15 @@ def floor(draws: Draws) -> Tensor:
     phase = {"phase_u": draws.uniform(), "phase_v": draws.uniform()}
     along = {"turn_cos": 1 - quarter, "turn_sin": quarter}
     planks = _row(
-        batch, wood, wood, wood * 0.5, scale_u=1 / 1.5, scale_v=1 / wide, row_shift=0.38, tone=0.5,
+        batch, wood, wood, wood * 0.6, scale_u=1 / 1.5, scale_v=1 / wide, row_shift=0.38, tone=0.36,
         grout_u=0.008, grout_v=0.03, noise=0.18, noise_u=0.8, noise_v=5.0, **along, **phase,
     )  # fmt: skip
     tiles = _row(
-        batch, stone, stone, stone * 0.6, scale_u=1 / size, scale_v=1 / size, tone=0.28,
+        batch, stone, stone, stone * 0.7, scale_u=1 / size, scale_v=1 / size, tone=0.2,
         grout_u=0.03, grout_v=0.03, noise=0.12, noise_u=2.0, noise_v=2.0, **phase,
     )  # fmt: skip
     diagonal = draws.integers(high=2).float() * (torch.pi / 4)
-    contrast = torch.where((stone - other).abs().sum(1, keepdim=True) > 0.35, other, 1.05 - stone)
+    contrast = torch.where((stone - other).abs().sum(1, keepdim=True) > 0.3, other, 0.62 * stone)
     checker = _row(
         batch, stone, contrast, stone, scale_u=1 / size, scale_v=1 / size, parity=1.0, parity_u=1, parity_v=1,
         tone=0.10, noise=0.10, noise_u=2.5, noise_v=2.5, turn_cos=diagonal.cos(), turn_sin=diagonal.sin(), **phase,
@@ -72,7 +72,7 @@ def floor(draws: Draws) -> Tensor:
 def _wallpaper(draws: Draws, colour: Tensor, accent: Tensor, skirting: Tensor) -> Tensor:
     """Plain with wainscot, stripes, dots, diamonds or bricks in the given colours."""
     batch = len(colour)
-    soft = 0.45 * colour + 0.55 * accent
+    soft = 0.5 * colour + 0.5 * accent
     wide, phase = draws.uniform(low=0.3, high=0.6), draws.uniform(2)
     base: dict[str, Tensor | float] = {"band": 0.12, "phase_u": phase[:, 0], "phase_v": phase[:, 1]}
     noise = {"noise": 0.10, "noise_u": 1.3, "noise_v": 1.3}
@@ -100,7 +100,7 @@ def _wallpaper(draws: Draws, colour: Tensor, accent: Tensor, skirting: Tensor) -
     )  # fmt: skip
     bricks = _row(
         batch, accent, accent, 0.3 * accent + 0.6 * colour, scale_u=1 / 0.62, scale_v=1 / 0.26, row_shift=0.5,
-        tone=0.4, grout_u=0.02, grout_v=0.05, **{**base, "band": 0.0}, **noise,
+        tone=0.28, grout_u=0.02, grout_v=0.05, **{**base, "band": 0.0}, **noise,
     )  # fmt: skip
     return _choose([plain, stripes, dots, diamonds, bricks], draws.integers(high=5))
 

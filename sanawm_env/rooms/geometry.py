@@ -6,6 +6,7 @@ Every primitive is convex, so a ray crosses it in one interval [enter, leave] of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from sanawm_env.rooms.layout import BOXES, CYLINDERS, PRIMITIVES, SHELL
 
-_TINY = 1e-7
-_INDEX_BITS = 31  # the low five bits of a depth's float32 pattern carry the primitive's number
+_TINY = 1e-9  # added before division: keeps a ray along an axis finite, moves no other visibly
+_NUMBER_BITS = 31  # the low five bits of a depth's float32 pattern carry the primitive's number
+_NEVER = 1e6
+_CONTACT = 7.0  # 1/m, how fast contact shading falls off
+_DARKENING = 14.0  # 1/m, how fast a shadow deepens with the light's way through furniture
 
 
 class Vector(NamedTuple):
-    """Three components as separate tensors of one shape."""
+    """Three components as separate tensors, of shapes that broadcast."""
 
     x: Tensor
     y: Tensor
@@ -33,35 +37,30 @@ class Interval(NamedTuple):
     leave: Tensor
 
 
-def _inverse(value: Tensor) -> Tensor:
-    """1 / value, large and finite where value is 0."""
-    return 1.0 / torch.where(value.abs() < _TINY, torch.full_like(value, _TINY), value)
-
-
 def turn(cos: Tensor, sin: Tensor, vector: Vector) -> Vector:
     """World vector in the frame of a body of the given yaw."""
     return Vector(cos * vector.x + sin * vector.z, vector.y, cos * vector.z - sin * vector.x)
 
 
-def _slab(start: Tensor, direction: Tensor, half: Tensor) -> Interval:
-    inverse = _inverse(direction)
-    middle, reach = -start * inverse, inverse.abs() * half
-    return Interval(middle - reach, middle + reach)
+def _slab(start: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus the entry into -half <= start + t direction <= half, and the exit."""
+    inverse = (direction + _TINY).reciprocal()
+    middle, reach = start * inverse, inverse.abs() * half
+    return reach + middle, reach - middle
 
 
 def box_interval(start: Vector, direction: Vector, half: Vector) -> Interval:
     """Interval within a box; start and direction in its frame."""
     x, y, z = (_slab(s, d, h) for s, d, h in zip(start, direction, half, strict=True))
-    enter = torch.maximum(torch.maximum(x.enter, y.enter), z.enter)
-    return Interval(enter, torch.minimum(torch.minimum(x.leave, y.leave), z.leave))
+    enter = -torch.minimum(torch.minimum(x[0], y[0]), z[0])
+    return Interval(enter, torch.minimum(torch.minimum(x[1], y[1]), z[1]))
 
 
 def _quadratic(a: Tensor, b: Tensor, c: Tensor) -> Interval:
     """Where a t^2 + 2 b t + c <= 0; an empty interval where nowhere."""
-    under = b * b - a * c
-    root, inverse = under.clamp(min=0.0).sqrt(), 1.0 / (a + _TINY)
-    miss = (under < 0.0).to(a.dtype) * 1e6
-    return Interval((-b - root) * inverse + miss, (-b + root) * inverse - miss)
+    under, inverse = b * b - a * c, (a + _TINY).reciprocal()
+    root = torch.where(under < 0.0, -_NEVER, under.clamp(min=0.0).sqrt())
+    return Interval((-b - root) * inverse, (root - b) * inverse)
 
 
 def cylinder_interval(start: Vector, direction: Vector, half: Vector) -> Interval:
@@ -71,8 +70,8 @@ def cylinder_interval(start: Vector, direction: Vector, half: Vector) -> Interva
         start.x * direction.x + start.z * direction.z,
         start.x * start.x + start.z * start.z - half.x * half.x,
     )
-    caps = _slab(start.y, direction.y, half.y)
-    return Interval(torch.maximum(around.enter, caps.enter), torch.minimum(around.leave, caps.leave))
+    early, late = _slab(start.y, direction.y, half.y)
+    return Interval(torch.maximum(around.enter, -early), torch.minimum(around.leave, late))
 
 
 def sphere_interval(start: Vector, direction: Vector, half: Vector) -> Interval:
@@ -81,7 +80,7 @@ def sphere_interval(start: Vector, direction: Vector, half: Vector) -> Interval:
 
 
 class Body(NamedTuple):
-    """Rows of the primitive table as columns [N, K, 1]: centre, half size, yaw."""
+    """Bodies as columns: centre, half size (radius for round ones), cosine and sine of the yaw."""
 
     centre: Vector
     half: Vector
@@ -95,19 +94,40 @@ class Body(NamedTuple):
 
 
 def body(columns: Tensor) -> Body:
-    """Body of columns [N, 8, K] -> [N, K, 1], or of gathered rows [N, 8, R] through `rows`."""
+    """Bodies [N, K, 1] of primitive rows [N, 8, K]."""
     x, y, z, half_x, half_y, half_z, cos, sin = (columns[:, i, :, None] for i in range(8))
     return Body(Vector(x, y, z), Vector(half_x, half_y, half_z), cos, sin)
 
 
-KINDS = (
-    (slice(0, BOXES), box_interval),
-    (slice(BOXES, BOXES + CYLINDERS), cylinder_interval),
-    (slice(BOXES + CYLINDERS, PRIMITIVES), sphere_interval),
+class Part(NamedTuple):
+    """Primitives of one kind: their numbers, and the interval in which a ray is inside one."""
+
+    numbers: slice | Tensor
+    interval: Callable[[Vector, Vector, Vector], Interval]
+
+    def tags(self, device: torch.device) -> Tensor:
+        """The numbers as int32 [1, K, 1]."""
+        return torch.arange(PRIMITIVES, dtype=torch.int32, device=device)[self.numbers][None, :, None]
+
+
+ALL_PARTS: tuple[Part, ...] = (
+    Part(slice(0, BOXES), box_interval),
+    Part(slice(BOXES, BOXES + CYLINDERS), cylinder_interval),
+    Part(slice(BOXES + CYLINDERS, PRIMITIVES), sphere_interval),
 )
 
 
-def nearest_hit(primitives: Tensor, origin: Vector, direction: Vector) -> tuple[Tensor, Tensor]:
+def present_parts(primitives: Tensor) -> tuple[Part, ...]:
+    """The parts without the primitives that are absent (below the floor) in all of the frames [N, 8, 25]."""
+    numbers = torch.arange(PRIMITIVES, device=primitives.device)
+    there = (primitives[:, 1, :PRIMITIVES] < 0.0).any(dim=0)
+    parts = [Part(numbers[part.numbers][there[part.numbers]], part.interval) for part in ALL_PARTS]
+    return tuple(part for part in parts if len(part.numbers))  # type: ignore[arg-type]
+
+
+def nearest_hit(
+    primitives: Tensor, origin: Vector, direction: Vector, parts: tuple[Part, ...] = ALL_PARTS
+) -> tuple[Tensor, Tensor]:
     """Depth t [N, R] and number [N, R] (int64, SHELL for the room) of what each ray meets first.
 
     primitives [N, 8, 25]; origin components [N, 1], direction components [N, R]. The number travels in the low bits of
@@ -115,16 +135,16 @@ def nearest_hit(primitives: Tensor, origin: Vector, direction: Vector) -> tuple[
     """
     room = body(primitives[:, :, SHELL:])
     leave = box_interval(room.local(_rays(origin)), _rays(direction), room.half).leave[:, 0]
-    best = (leave.clamp(min=1e-3).view(torch.int32) & ~_INDEX_BITS) | SHELL
-    for part, interval in KINDS:
-        bodies = body(primitives[:, :, part])
+    best = (leave.clamp(min=1e-3).view(torch.int32) & ~_NUMBER_BITS) | SHELL
+    for part in parts:
+        bodies = body(primitives[:, :, part.numbers])
         start = bodies.local(_rays(origin))
-        hit = interval(start, turn(bodies.cos, bodies.sin, _rays(direction)), bodies.half)
+        hit = part.interval(start, turn(bodies.cos, bodies.sin, _rays(direction)), bodies.half)
         meets = (hit.enter < hit.leave) & (hit.enter > 1e-3)
-        depth = torch.where(meets, hit.enter, torch.full_like(hit.enter, 1e6))
-        number = torch.arange(part.start, part.stop, dtype=torch.int32, device=depth.device)[None, :, None]
-        best = torch.minimum(best, ((depth.view(torch.int32) & ~_INDEX_BITS) | number).amin(dim=1))
-    return (best & ~_INDEX_BITS).view(torch.float32), (best & _INDEX_BITS).long()
+        depth = torch.where(meets, hit.enter, _NEVER)
+        tagged = (depth.view(torch.int32) & ~_NUMBER_BITS) | part.tags(depth.device)
+        best = torch.minimum(best, tagged.amin(dim=1))
+    return (best & ~_NUMBER_BITS).view(torch.float32), (best & _NUMBER_BITS).long()
 
 
 def _rays(vector: Vector) -> Vector:
@@ -139,37 +159,41 @@ class Surroundings(NamedTuple):
     open: Tensor
 
 
-def _gap(kind: object, point: Vector, half: Vector) -> Tensor:
+def _gap(part: Part, point: Vector, half: Vector) -> Tensor:
     """Distance from a point (in the body's frame) to the body's surface, zero inside."""
-    if kind is sphere_interval:
+    if part.interval is sphere_interval:
         return (point.dot(point).sqrt() - half.x).clamp(min=0.0)
     up = (point.y.abs() - half.y).clamp(min=0.0)
-    if kind is cylinder_interval:
+    if part.interval is cylinder_interval:
         side = ((point.x * point.x + point.z * point.z).sqrt() - half.x).clamp(min=0.0)
         return (side * side + up * up).sqrt()
     x, z = (point.x.abs() - half.x).clamp(min=0.0), (point.z.abs() - half.z).clamp(min=0.0)
     return (x * x + up * up + z * z).sqrt()
 
 
-def surroundings(primitives: Tensor, point: Vector, number: Tensor, lights: Tensor) -> Surroundings:
+def surroundings(
+    primitives: Tensor, point: Vector, number: Tensor, lights: Tensor, parts: tuple[Part, ...] = ALL_PARTS
+) -> Surroundings:
     """Shadows and contact shading at points [N, R] on primitive `number`.
 
     A shadow deepens with the length of the light's path through furniture, which gives it a soft edge; contact shading
-    falls off with the distance to the bodies nearby, the point's own left out. lights: [N, 2, 6].
+    falls off with the distance to the bodies nearby, the point's own left out. lights: [N, L, 6].
     """
-    blocked = [torch.zeros_like(point.x) for _ in range(lights.shape[1])]
+    lamps = [Vector(*(lights[:, index, i, None] for i in range(3))) for index in range(lights.shape[1])]
+    ways = [Vector(*(lamp_ - point_ for lamp_, point_ in zip(lamp, point, strict=True))) for lamp in lamps]
+    crossed = [torch.zeros_like(point.x) for _ in lamps]
     closed = torch.zeros_like(point.x)
-    for part, interval in KINDS:
-        bodies = body(primitives[:, :, part])
+    for part in parts:
+        bodies = body(primitives[:, :, part.numbers])
         here = bodies.local(_rays(point))
-        own = torch.arange(part.start, part.stop, device=number.device)[None, :, None] == number[:, None]
-        gap = _gap(interval, here, bodies.half)
-        closed = closed + torch.where(own, torch.zeros_like(gap), torch.exp(gap * -7.0)).sum(dim=1)
-        for index in range(len(blocked)):
-            lamp = bodies.local(Vector(*(lights[:, index, i, None, None] for i in range(3))))
-            along = Vector(lamp.x - here.x, lamp.y - here.y, lamp.z - here.z)
-            cross = interval(here, along, bodies.half)
-            inside = (cross.leave.clamp(max=1.0) - cross.enter.clamp(min=0.0)).clamp(min=0.0)
-            blocked[index] = blocked[index] + (inside * along.dot(along).sqrt()).sum(dim=1)
-    light = tuple(torch.exp(thickness * -14.0) for thickness in blocked)
+        own = part.tags(number.device) == number[:, None].int()
+        near = torch.exp(_gap(part, here, bodies.half) * -_CONTACT)
+        closed = closed + torch.where(own, 0.0, near).sum(dim=1)
+        for index, way in enumerate(ways):
+            cross = part.interval(here, turn(bodies.cos, bodies.sin, _rays(way)), bodies.half)
+            inside = cross.leave.clamp(max=1.0) - cross.enter.clamp(min=0.0)
+            crossed[index] = crossed[index] + inside.clamp(min=0.0).sum(dim=1)
+    light = tuple(
+        torch.exp(share * way.dot(way).sqrt() * -_DARKENING) for share, way in zip(crossed, ways, strict=True)
+    )
     return Surroundings(light, 1.0 - 0.45 * (1.0 - torch.exp(-closed)))

@@ -16,13 +16,18 @@ from torch import Tensor
 
 from sanawm_env.errors import PoseError
 from sanawm_env.rooms import layout
-from sanawm_env.rooms.geometry import Body, Vector, nearest_hit, surroundings, turn
+from sanawm_env.rooms.geometry import ALL_PARTS, Body, Part, Vector, nearest_hit, present_parts, surroundings, turn
 from sanawm_env.rooms.scenes import Scenes
 from sanawm_env.rooms.textures import edge_cover, pattern
 
 _CUDA_FRAMES = 32  # frames in a block on CUDA
-_CPU_RAYS = 10240  # rays in a block on a CPU, so that a block's values stay in cache
+_CPU_RAYS = 20480  # rays in a block on a CPU, so that a block's values stay in cache
+_BLACK, _WHITE = 0.10, 0.90  # what darkest and brightest come out as: a camera's low contrast
 _FOOTPRINT = 1.2  # width of the texture filter, in sample distances
+# The lens: its samples spread over more than a pixel, so that no edge is sharper than a camera would show it, and its film
+# keeps a part of the scene's contrast.
+LENS_WIDTH = 1.8
+MID_GREY, CONTRAST = 0.5, 0.81
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +43,14 @@ class Render:
 
 
 class _Tables(NamedTuple):
-    """Scene tables, one row a frame."""
+    """Scene tables, one row a frame, and the primitives that are cast."""
 
     primitives: Tensor
     materials: Tensor
     decals: Tensor
     lights: Tensor
     ambient: Tensor
+    parts: tuple[Part, ...] = ALL_PARTS
 
 
 class _Camera(NamedTuple):
@@ -91,7 +97,7 @@ def _gather(table: Tensor, index: Tensor) -> Tensor:
 
 
 def _trace(tables: _Tables, camera: _Camera, direction: Vector, spacing: float) -> _Surface:
-    depth, primitive = nearest_hit(tables.primitives, camera.origin, direction)
+    depth, primitive = nearest_hit(tables.primitives, camera.origin, direction, tables.parts)
     columns = _gather(tables.primitives, primitive).unbind(1)
     hit = Body(Vector(*columns[0:3]), Vector(*columns[3:6]), columns[6], columns[7])
     point = Vector(*(o + depth * d for o, d in zip(camera.origin, direction, strict=True)))
@@ -216,7 +222,7 @@ def _shade(tables: _Tables, hit: _Surface) -> list[Tensor]:
     material = _gather(tables.materials, hit.surface)
     base = pattern(material, hit.u, hit.v, hit.width_u, hit.width_v)
     colour, glow = _paint(_decal(tables, hit), hit, base, material[:, layout.GLOW])
-    around = surroundings(tables.primitives, hit.point, hit.primitive, tables.lights)
+    around = surroundings(tables.primitives, hit.point, hit.primitive, tables.lights, tables.parts)
     ambient = around.open * _corners(tables, hit) * (1.0 - 0.10 * hit.normal.y)
     strengths = []
     for index, arrives in enumerate(around.light):
@@ -229,28 +235,30 @@ def _shade(tables: _Tables, hit: _Surface) -> list[Tensor]:
         light = tables.ambient[:, c, None] * ambient
         for index, strength in enumerate(strengths):
             light = light + tables.lights[:, index, 3 + c, None] * strength
-        out.append(colour[c] * torch.lerp(light, torch.ones_like(light), glow))
+        bright = colour[c] * torch.lerp(light, torch.ones_like(light), glow)
+        out.append(_BLACK + (_WHITE - _BLACK) * bright.clamp(0.0, 1.0))
     return out
 
 
-def _picture(poses: Tensor, intrinsics: Tensor, pixels: Tensor, offsets: Tensor, *tables: Tensor) -> Tensor:
+def _picture(poses: Tensor, intrinsics: Tensor, pixels: Tensor, offsets: Tensor, tables: _Tables) -> Tensor:
     """uint8 [N, P, 3] of pixels [P, 2] (u, v), averaged over sub-pixel offsets [S, 2]."""
-    scene, camera = _Tables(*tables), _camera(poses, intrinsics)
+    camera = _camera(poses, intrinsics)
     count = offsets.shape[0]
     spots = (pixels[None] + offsets[:, None]).flatten(0, 1)
-    hit = _trace(scene, camera, camera.direction(spots[:, 0], spots[:, 1]), count**-0.5)
+    hit = _trace(tables, camera, camera.direction(spots[:, 0], spots[:, 1]), LENS_WIDTH * count**-0.5)
     planes = []
-    for channel in _shade(scene, hit):
-        bright = channel.clamp(0.0, 1.0).unflatten(1, (count, -1)).mean(dim=1)
+    for channel in _shade(tables, hit):
+        bright = channel.unflatten(1, (count, -1)).mean(dim=1)
+        bright = MID_GREY + CONTRAST * (bright - MID_GREY)
         planes.append((bright * 255.0).round().to(torch.uint8))
     return torch.stack(planes, dim=-1)
 
 
-def _centres(poses: Tensor, intrinsics: Tensor, pixels: Tensor, *tables: Tensor) -> tuple[Tensor, Tensor]:
+def _centres(poses: Tensor, intrinsics: Tensor, pixels: Tensor, tables: _Tables) -> tuple[Tensor, Tensor]:
     """Depth float32 and instance int16 [N, P] through the centres of pixels [P, 2]."""
-    scene, camera = _Tables(*tables), _camera(poses, intrinsics)
-    hit = _trace(scene, camera, camera.direction(pixels[:, 0], pixels[:, 1]), 1.0)
-    decal = _decal(scene, hit)
+    camera = _camera(poses, intrinsics)
+    hit = _trace(tables, camera, camera.direction(pixels[:, 0], pixels[:, 1]), 1.0)
+    decal = _decal(tables, hit)
     owners = torch.tensor(layout.OWNER, device=pixels.device) + layout.INSTANCE_OBJECT
     furniture = owners[hit.primitive.clamp(max=layout.PRIMITIVES - 1)]
     shell = hit.surface - layout.FLOOR + layout.INSTANCE_FLOOR
@@ -261,7 +269,10 @@ def _centres(poses: Tensor, intrinsics: Tensor, pixels: Tensor, *tables: Tensor)
 @lru_cache(maxsize=16)
 def _compiled(function: Callable[..., object], frames: int, pixels: int, samples: int) -> Callable[..., object]:
     """The compiled twin of a block function, one for each block shape."""
-    return torch.compile(function, dynamic=False, fullgraph=True)
+    # Kept in registers, the reductions over primitives make one kernel that Triton 3.6 cannot compile.
+    return torch.compile(
+        function, dynamic=False, fullgraph=True, options={"triton.persistent_reductions": False, "max_fusion_size": 8}
+    )
 
 
 def _pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
@@ -303,7 +314,7 @@ def render(
     flat_poses, flat_lens = _checked(scenes, torch.as_tensor(poses), lens)
     total, device = len(flat_poses), scenes.device
     pixels = _pixel_grid(*size, device)
-    steps = (torch.arange(supersample, device=device) + 0.5) / supersample - 0.5
+    steps = LENS_WIDTH * ((torch.arange(supersample, device=device) + 0.5) / supersample - 0.5)
     offsets = torch.cartesian_prod(steps, steps).reshape(-1, 2)
     scene_of_frame = torch.arange(len(scenes), device=device).repeat_interleave(total // len(scenes))
     use_compiled = device.type == "cuda" if compiled is None else compiled
@@ -314,20 +325,28 @@ def render(
         for rows, patch in _blocks(total, len(pixels), len(offsets), device):
             stop = min(rows.start + len(rows), total)
             frame = torch.arange(rows.start, rows.stop, device=device).clamp(max=total - 1)
-            scene = scene_of_frame[frame]
-            tables = [
-                t[scene] for t in (scenes.primitives, scenes.materials, scenes.decals, scenes.lights, scenes.ambient)
-            ]
+            tables = _tables(scenes, scene_of_frame[frame], lean=not use_compiled)
             inputs = (flat_poses[frame], flat_lens[frame], pixels[patch])
             key = (len(rows), len(inputs[2]), len(offsets))
             draw = _compiled(_picture, *key) if use_compiled else _picture
-            rgb[rows.start : stop, patch] = draw(*inputs, offsets, *tables)[: stop - rows.start]
+            rgb[rows.start : stop, patch] = draw(*inputs, offsets, tables)[: stop - rows.start]
             if geometry:
                 probe = _compiled(_centres, *key) if use_compiled else _centres
-                for target, value in zip((depth, instance), probe(*inputs, *tables), strict=True):
+                for target, value in zip((depth, instance), probe(*inputs, tables), strict=True):
                     target[rows.start : stop, patch] = value[: stop - rows.start]
     shape = (len(scenes), total // len(scenes), *size) if geometry else (0,)
     return Render(rgb=rgb.view(len(scenes), -1, *size, 3), depth=depth.view(shape), instance=instance.view(shape))
+
+
+def _tables(scenes: Scenes, scene: Tensor, *, lean: bool) -> _Tables:
+    """Rows of the scenes' tables; lean leaves out what is absent or dark, which compiled functions of fixed shape cannot."""
+    tables = _Tables(
+        *(t[scene] for t in (scenes.primitives, scenes.materials, scenes.decals, scenes.lights, scenes.ambient))
+    )
+    if not lean:
+        return tables
+    lit = (tables.lights[..., 3:] > 0.0).any(dim=-1).any(dim=0)
+    return tables._replace(lights=tables.lights[:, lit], parts=present_parts(tables.primitives))
 
 
 def _blocks(frames: int, pixels: int, samples: int, device: torch.device) -> Iterator[tuple[range, slice]]:

@@ -118,7 +118,7 @@ def sample_scenes(seeds: Sequence[int] | Tensor, device: torch.device | str = "c
         materials=torch.stack(materials, dim=2),
         decals=decals.decals(draws, half_x, half_z),
         lights=_lights(draws, half_x, half_z, height),
-        ambient=draws.uniform(3, low=0.40, high=0.46) * draws.uniform(1, low=0.9, high=1.1),
+        ambient=draws.uniform(3, low=0.56, high=0.62) * draws.uniform(1, low=0.9, high=1.1),
         footprints=furniture.footprints,
         kinds=furniture.kind,
         colours=colours,
@@ -140,7 +140,7 @@ def _lights(draws: Draws, half_x: Tensor, half_z: Tensor, height: Tensor) -> Ten
     x, z = place[..., 0] * half_x[:, None], place[..., 1] * half_z[:, None]
     y = -(height[:, None] - draws.uniform(layout.LIGHTS, low=0.25, high=0.5))
     tint = torch.tensor([1.0, 0.95, 0.86]) + 0.10 * draws.uniform(layout.LIGHTS, 3, low=-1.0, high=1.0)
-    strength = draws.uniform(layout.LIGHTS, low=0.85, high=1.15)
+    strength = draws.uniform(layout.LIGHTS, low=0.55, high=0.75)
     second = draws.chance(probability=0.6).float()
     strength = strength * torch.stack((1.0 - 0.25 * second, 0.45 * second), dim=1)
     return torch.cat((torch.stack((x, y, z), dim=-1), tint * strength[..., None]), dim=-1)
