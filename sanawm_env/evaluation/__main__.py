@@ -1,71 +1,56 @@
-"""`python -m sanawm_env.evaluation [bundle=rooms] [scenes=32] [seed=0] [device=cuda] [precision=auto] [sheet=PATH]
-[json=true]`: the evaluation without the command line's extras, for a bare GPU machine."""
+"""`python -m sanawm_env.evaluation [key=value ...]`: the evaluation on a bare GPU machine, without the command line's
+packages. Keys are the fields of `Arguments`; progress goes to standard error, the report to standard output.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from sanawm_env.bundle import Precision, load
-from sanawm_env.errors import ConfigError, SanaWMError, nearest
-from sanawm_env.evaluation.rooms import evaluate
+from sanawm_env.bundle import load
+from sanawm_env.config import from_mapping, parse_overrides
+from sanawm_env.errors import SanaWMError
+from sanawm_env.evaluation.rooms import RETURNS, evaluate
 from sanawm_env.evaluation.summary import summary
 
-DEFAULTS = {
-    "bundle": "rooms",
-    "scenes": "32",
-    "seed": "0",
-    "frames": "64",
-    "device": "",
-    "precision": "auto",
-    "sheet": "",
-    "json": "false",
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """bundle: name or folder. device: CUDA if there is one, by default. json: one JSON object in place of the table.
+
+    The others are those of `evaluate`.
+    """
+
+    bundle: str = "rooms"
+    device: str | None = None
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    scenes: int = 32
+    seed: int = 0
+    frames: int = 64
+    returns: tuple[int, ...] = RETURNS
+    sheet: Path | None = None
+    json: bool = False
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Runs the evaluation that `key=value` arguments describe; 2 is returned, with the reason, for one that cannot
     be.
     """
     try:
-        options = _options(arguments)
-        model = load(
-            options["bundle"], device=options["device"] or None, precision=cast(Precision, options["precision"])
-        )
+        asked = from_mapping(Arguments, parse_overrides(arguments))
+        model = load(asked.bundle, device=asked.device, precision=asked.precision)
         report = evaluate(
-            model,
-            scenes=_whole("scenes", options),
-            seed=_whole("seed", options),
-            frames=_whole("frames", options),
-            sheet=options["sheet"] or None,
+            model, scenes=asked.scenes, seed=asked.seed, frames=asked.frames, returns=asked.returns, sheet=asked.sheet
         )
     except SanaWMError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(report) if options["json"] == "true" else summary(report))
+    print(json.dumps(report) if asked.json else summary(report))
     return 0
-
-
-def _options(arguments: list[str]) -> dict[str, str]:
-    options: dict[str, str] = dict(DEFAULTS)
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key not in options or not value:
-            raise ConfigError(f"argument {argument!r} is not key=value of a known key; {nearest(key, DEFAULTS)}")
-        options[key] = value
-    if options["json"] not in ("true", "false"):
-        raise ConfigError(f"json={options['json']!r}; allowed are true and false")
-    return options
-
-
-def _whole(key: str, options: dict[str, Any]) -> int:
-    try:
-        return int(options[key])
-    except ValueError as error:
-        raise ConfigError(
-            f"{key}={options[key]!r} is not a whole number; pass for instance {key}={DEFAULTS[key]}"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from sanawm_env.camera import invert_rigid
 from sanawm_env.errors import ConfigError
 from sanawm_env.model.config import WorldConfig
-from sanawm_env.rooms import Render, render, sample_scenes, sample_trajectories
+from sanawm_env.rooms import Render, Scenes, render, sample_scenes, sample_trajectories
 
 # Training draws rooms below this seed, evaluation from it upwards; each evaluation seed has a range of its own.
 FIRST_SEED = 10**9
@@ -34,6 +35,11 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self.seeds)
 
+    @cached_property
+    def scenes(self) -> Scenes:
+        """The rooms, made once."""
+        return sample_scenes(self.seeds, self.device)
+
     def intrinsics(self) -> Tensor:
         """(fx, fy, cx, cy) of every scene, [B, 4]."""
         return torch.tensor(self.config.intrinsics).expand(len(self), 4)
@@ -42,7 +48,7 @@ class HeldOut:
         """What the ray-caster sees at poses [B, T, 4, 4]; `halved` = 2 gives pictures of half the size."""
         size = (self.config.height // halved, self.config.width // halved)
         intrinsics = shrunk_intrinsics(self.intrinsics(), halved).to(self.device)
-        return render(sample_scenes(self.seeds, self.device), poses.to(self.device), intrinsics, size)
+        return render(self.scenes, poses.to(self.device), intrinsics, size)
 
     def part(self, first: int, last: int) -> HeldOut:
         """Scenes first .. last - 1; none where last <= first."""

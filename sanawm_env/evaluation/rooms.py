@@ -34,11 +34,13 @@ SHEET_SCENES = 4
 class Budget:
     """How many scenes take part in what is slow, and how many run together.
 
-    group: worlds of one batch. ceiling: scenes of `autoencoder`, which needs the truth of every frame. pose: scenes
-    of the pose error, which needs dozens of renders a frame. returns: scenes of there-and-back.
+    group: worlds of one batch. stray: scenes of `wrong_camera`, a second rollout. ceiling: scenes of `autoencoder`,
+    which needs the truth of every frame. pose: scenes of the pose error, which needs dozens of renders a frame.
+    returns: scenes of there-and-back.
     """
 
     group: int
+    stray: int
     ceiling: int
     pose: int
     returns: int
@@ -46,8 +48,8 @@ class Budget:
 
 # On a CPU a larger batch is no faster, and a rendered frame costs about as much as a dreamt one.
 BUDGETS = {
-    "cpu": Budget(group=4, ceiling=4, pose=2, returns=4),
-    "cuda": Budget(group=32, ceiling=64, pose=16, returns=8),
+    "cpu": Budget(group=4, stray=8, ceiling=4, pose=2, returns=4),
+    "cuda": Budget(group=32, stray=10**6, ceiling=64, pose=16, returns=8),
 }
 # Values of every scene by the name of their measure: [B, horizons].
 Table = dict[str, list[Tensor]]
@@ -86,7 +88,8 @@ def evaluate(
     few = min(scenes, BUDGETS[model.device.type].returns)
     back = held_out(model.config, few, seed, returns[0] // 2, where, "there_and_back") if returns else None
     horizons = [k for k in HORIZONS if k <= drives.poses.shape[1] - 1]
-    work = 2 * len(drives) * (drives.poses.shape[1] - 1) + (len(back) * returns[-1] if back else 0)
+    driven = len(drives) + min(len(drives), BUDGETS[model.device.type].stray)
+    work = driven * (drives.poses.shape[1] - 1) + (len(back) * returns[-1] if back else 0)
     with tqdm(total=work, unit="frame", desc="eval rooms") as bar:
         report, pictures = _fidelity(model, drives, horizons, bar.update)
         if back is not None:
@@ -113,76 +116,111 @@ def _headline(model: WorldModel, scenes: int, seed: int, frames: int) -> dict[st
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A group's dream with truth beside it. truth: frames 0 and horizons. seen: what frame 0 shows of the horizons."""
+
+    own: Dream
+    truth: Tensor
+    seen: Tensor
+
+
 def _fidelity(
     model: WorldModel, drives: HeldOut, horizons: list[int], progress: Progress
 ) -> tuple[dict[str, Any], tuple[Any, Any]]:
     """The measures along the drives, and truth and dream of the first scenes for the sheet."""
     table: Table = defaultdict(list)
-    budget = BUDGETS[model.device.type]
-    strays = drives.on_anothers_path().groups(budget.group)
-    made, seconds, worst = 0, 0.0, 0.0
-    sheets: list[tuple[Tensor, Tensor]] = []
-    for group, stray in zip(drives.groups(budget.group), strays, strict=True):
-        own, truth, seen = _judge(model, group, stray, horizons, table, progress)
-        if not sheets:
-            worst = _streaming(model, group, own)
-        sheets.append((truth[:SHEET_SCENES], own.frames[:SHEET_SCENES]))
-        _judge_few(model, group, own, seen, horizons, table)
-        made, seconds = made + own.made, seconds + own.seconds
-    truths, dreams = (torch.cat(rows)[:SHEET_SCENES].cpu().numpy() for rows in zip(*sheets))
+    size = BUDGETS[model.device.type].group
+    made: list[Judged] = []
+    for group, stray in zip(drives.groups(size), drives.on_anothers_path().groups(size), strict=True):
+        made.append(_judge(model, group, horizons, table, progress))
+        _judge_stray(model, stray, made[-1], horizons, table, progress)
+        _judge_ceiling(model, group, made[-1], horizons, table)
+        _judge_poses(model, group, made[-1], horizons, table)
     pose = _pose_errors(table.pop("pose", []), [k for k in horizons if k in POSE_HORIZONS])
     joined = {name: torch.cat(rows) for name, rows in table.items()}
-    maps = {name: _by_horizon(values, horizons) for name, values in joined.items()}
-    single = {"autoencoder_scenes": len(joined["autoencoder"]), "streaming_error": worst, "fps": made / seconds}
-    return maps | pose | single, (truths, dreams)
+    counts = {f"{name}_scenes": len(joined[name]) for name in ("wrong_camera", "autoencoder")}
+    report = {name: _by_horizon(values, horizons) for name, values in joined.items()} | counts | pose
+    report["streaming_error"] = _streaming(model, drives, made[0].own)
+    report["fps"] = sum(judged.own.made for judged in made) / sum(judged.own.seconds for judged in made)
+    pairs = zip(*((judged.truth[:SHEET_SCENES], judged.own.frames[:SHEET_SCENES]) for judged in made))
+    truth, dreamt = (torch.cat(rows)[:SHEET_SCENES].cpu().numpy() for rows in pairs)
+    return report, (truth, dreamt)
 
 
-def _judge(
-    model: WorldModel, group: HeldOut, stray: HeldOut, horizons: list[int], table: Table, progress: Progress
-) -> tuple[Dream, Tensor, Tensor]:
-    """Appends the measures of a group of scenes to the table.
-
-    Returns its dream, frames 0 and horizons of the truth [B, 1 + T, H, W, 3], and which pixels of the horizons are
-    visible.
-    """
+def _judge(model: WorldModel, group: HeldOut, horizons: list[int], table: Table, progress: Progress) -> Judged:
+    """Appends what is measured for every scene."""
     poses = group.poses[:, [0, *horizons]]
     truth = group.truth(poses)
     first, target = truth.rgb[:, 0], truth.rgb[:, 1:]
     seen = visible(truth.depth[:, 1:], poses[:, 1:], truth.depth[:, 0], poses[:, 0], group.intrinsics())
     own = dream(model, first, group.seeds, group.poses, [0, *horizons], progress)
-    wrong = dream(model, first, group.seeds, stray.poses, horizons, progress).frames.to(target.device)
     dreamt = own.frames[:, 1:].to(target.device)
     table["psnr_visible"].append(psnr(dreamt, target, seen))
     table["psnr_all"].append(psnr(dreamt, target))
     table["ssim_all"].append(ssim(dreamt, target))
     table["copy_first"].append(psnr(first[:, None].expand_as(target), target, seen))
-    table["wrong_camera"].append(psnr(wrong, target, seen))
     table["visible_share"].append(seen.double().mean((-2, -1)))
-    return own, truth.rgb, seen
+    return Judged(own=own, truth=truth.rgb, seen=seen)
 
 
-def _judge_few(model: WorldModel, group: HeldOut, own: Dream, seen: Tensor, horizons: list[int], table: Table) -> None:
-    """Appends what only the first scenes of the set are measured for, as the budget says."""
-    budget = BUDGETS[model.device.type]
-    few = group.part(0, budget.ceiling - sum(len(rows) for rows in table["autoencoder"]))
+def _judge_stray(
+    model: WorldModel, stray: HeldOut, judged: Judged, horizons: list[int], table: Table, progress: Progress
+) -> None:
+    """Appends the wrong camera: the dream along another path against the truth of the own."""
+    few = _rest(stray, BUDGETS[model.device.type].stray, table["wrong_camera"])
+    if len(few):
+        wrong = dream(model, judged.truth[: len(few), 0], few.seeds, few.poses, horizons, progress).frames
+        target, seen = judged.truth[: len(few), 1:], judged.seen[: len(few)]
+        table["wrong_camera"].append(psnr(wrong.to(target.device), target, seen))
+
+
+def _judge_ceiling(model: WorldModel, group: HeldOut, judged: Judged, horizons: list[int], table: Table) -> None:
+    """Appends what the autoencoder alone makes of the truth."""
+    few = _rest(group, BUDGETS[model.device.type].ceiling, table["autoencoder"])
     if len(few):
         video = few.truth(few.poses).rgb
         rebuilt = reconstruction(model, video)[:, horizons].to(video.device)
-        table["autoencoder"].append(psnr(rebuilt, video[:, horizons], seen[: len(few)]))
-    few = group.part(0, budget.pose - sum(len(rows) for rows in table["pose"]))
+        table["autoencoder"].append(psnr(rebuilt, video[:, horizons], judged.seen[: len(few)]))
+
+
+def _judge_poses(model: WorldModel, group: HeldOut, judged: Judged, horizons: list[int], table: Table) -> None:
+    """Appends the offsets of dreamt frames from the poses they were asked for."""
+    few = _rest(group, BUDGETS[model.device.type].pose, table["pose"])
     columns = [index for index, k in enumerate(horizons) if k in POSE_HORIZONS]
     if len(few) and columns:
-        dreamt = own.frames[: len(few), 1:][:, columns].to(seen.device)
+        seen = judged.seen[: len(few), columns]
+        dreamt = judged.own.frames[: len(few), 1:][:, columns].to(seen.device)
         poses = few.poses[:, [horizons[column] for column in columns]]
-        table["pose"].append(_pose_offsets(few, dreamt, seen[: len(few), columns], poses))
+        truth = judged.truth[: len(few), 1:][:, columns]
+        table["pose"].append(pose_offsets(few, dreamt, truth, seen, poses))
 
 
-def _pose_offsets(few: HeldOut, dreamt: Tensor, seen: Tensor, poses: Tensor) -> Tensor:
-    """Offsets [B, T, 6] of dreamt frames [B, T, H, W, 3] from their poses [B, T, 4, 4], compared at half size."""
-    pictures = dreamt.float().flatten(0, 1).movedim(-1, 1)
-    halved = functional.avg_pool2d(pictures, 2).movedim(1, -1).unflatten(0, dreamt.shape[:2])
-    mask = functional.avg_pool2d(seen.float(), 2) == 1
-    return refine(halved, poses.to(dreamt.device), lambda where: few.truth(where, halved=2).rgb.float(), mask)
+def _rest(group: HeldOut, limit: int, measured: list[Tensor]) -> HeldOut:
+    """The scenes of a group that are still to be measured when `limit` scenes of the set are."""
+    return group.part(0, limit - sum(len(rows) for rows in measured))
+
+
+def pose_offsets(few: HeldOut, dreamt: Tensor, truth: Tensor, seen: Tensor, poses: Tensor) -> Tensor:
+    """Offsets [B, T, 6] of dreamt frames from their poses [B, T, 4, 4], compared at half size.
+
+    dreamt, truth: uint8 [B, T, H, W, 3], truth at the poses. seen: bool [B, T, H, W], the pixels to compare.
+    """
+
+    def renderer(where: Tensor) -> Tensor:
+        return few.truth(where, halved=2).rgb.float()
+
+    poses = poses.to(truth.device)
+    # Textures are filtered by the size of a pixel: what that changes at the right pose must not count as an offset.
+    halved = _halved(dreamt.float()) - _halved(truth.float()) + renderer(poses)
+    mask = _halved(seen[..., None].float())[..., 0] == 1
+    return refine(halved, poses, renderer, mask)
+
+
+def _halved(pictures: Tensor) -> Tensor:
+    """Pictures [B, T, H, W, C] at half the size, each pixel the mean of four."""
+    flat = functional.avg_pool2d(pictures.flatten(0, 1).movedim(-1, 1), 2)
+    return flat.movedim(1, -1).unflatten(0, pictures.shape[:2])
 
 
 def _pose_errors(offsets: list[Tensor], horizons: list[int]) -> dict[str, Any]:
