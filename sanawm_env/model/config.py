@@ -153,7 +153,7 @@ class WorldConfig:
 def rooms_config() -> WorldConfig:
     """The embedded Rooms world: 128x160 frames at 10 a second, chunks of 8 frames."""
     denoiser = DenoiserConfig(
-        in_channels=32,
+        in_channels=48,
         hidden_size=320,
         depth=8,
         head_dim=64,
@@ -175,7 +175,7 @@ def rooms_config() -> WorldConfig:
         timesteps=(1000, 600),
         units_per_metre=1.0,
         denoiser=denoiser,
-        autoencoder=AutoencoderConfig(decoder_layers=(1, 2, 2)),
+        autoencoder=AutoencoderConfig(latent_channels=48, decoder_layers=(1, 2, 2)),
     )
 
 

@@ -22,12 +22,8 @@ from sanawm_env.rooms.textures import edge_cover, pattern
 
 _CUDA_FRAMES = 32  # frames in a block on CUDA
 _CPU_RAYS = 20480  # rays in a block on a CPU, so that a block's values stay in cache
-_BLACK, _WHITE = 0.10, 0.90  # what darkest and brightest come out as: a camera's low contrast
 _FOOTPRINT = 1.2  # width of the texture filter, in sample distances
-# The lens: its samples spread over more than a pixel, so that no edge is sharper than a camera would show it, and its film
-# keeps a part of the scene's contrast.
-LENS_WIDTH = 1.8
-MID_GREY, CONTRAST = 0.5, 0.81
+LENS_WIDTH = 1.8  # pixels that a pixel's samples spread over: no edge is sharper than a camera's lens would show it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +232,7 @@ def _shade(tables: _Tables, hit: _Surface) -> list[Tensor]:
         for index, strength in enumerate(strengths):
             light = light + tables.lights[:, index, 3 + c, None] * strength
         bright = colour[c] * torch.lerp(light, torch.ones_like(light), glow)
-        out.append(_BLACK + (_WHITE - _BLACK) * bright.clamp(0.0, 1.0))
+        out.append(bright.clamp(0.0, 1.0))
     return out
 
 
@@ -249,7 +245,6 @@ def _picture(poses: Tensor, intrinsics: Tensor, pixels: Tensor, offsets: Tensor,
     planes = []
     for channel in _shade(tables, hit):
         bright = channel.unflatten(1, (count, -1)).mean(dim=1)
-        bright = MID_GREY + CONTRAST * (bright - MID_GREY)
         planes.append((bright * 255.0).round().to(torch.uint8))
     return torch.stack(planes, dim=-1)
 

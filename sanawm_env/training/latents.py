@@ -78,7 +78,7 @@ class ClipSource:
         poses = torch.from_numpy(path).to(self.device)
         scenes = sample_scenes(seeds, device=self.device)
         intrinsics = torch.tensor(self.config.intrinsics, device=self.device)
-        frames = render(scenes, poses.float(), intrinsics, (self.config.height, self.config.width)).rgb
+        frames = render(scenes, poses.float(), intrinsics, (self.config.height, self.config.width), geometry=False).rgb
         pixels = frames.permute(0, 4, 1, 2, 3) / 127.5 - 1
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             latents = self.autoencoder.encode(pixels.float())
