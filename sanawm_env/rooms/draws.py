@@ -39,7 +39,7 @@ class Draws:
         self._counter += count
         bits = mix(self._keys[:, None] + steps * _GOLDEN)
         unit = _shift_right(bits, 40).float() * 2.0**-24
-        return (low + (high - low) * unit).reshape(-1, *shape)
+        return (low + (high - low) * unit).reshape(len(self._keys), *shape)
 
     def integers(self, *shape: int, high: int) -> Tensor:
         """int64 [B, *shape], uniform in [0, high)."""

@@ -95,14 +95,15 @@ def _draw(seeds: Sequence[int] | Tensor, frames: int, fps: float) -> _Drawn:
     draws = Draws(torch.as_tensor(seeds, dtype=torch.int64).reshape(-1).cpu(), _DOMAIN)
     shares = torch.tensor(list(MIXTURE.values())).cumsum(0)
     kind = (draws.uniform(1) >= shares[:-1]).sum(dim=1)
-    starts, yaws = draws.uniform(_STARTS, 3), draws.uniform(_YAWS, low=-np.pi, high=np.pi)
-    tastes = draws.uniform(6)
+    starts = draws.uniform(_STARTS, 3).double().numpy()
+    yaws = draws.uniform(_YAWS, low=-np.pi, high=np.pi).double().numpy()
+    tastes = draws.uniform(6).double().numpy()
     # Drawn last and frame by frame, so that a longer path begins like a shorter one.
     noise = draws.uniform(frames, _WISHES + 1).double().numpy()
-    wishes = Wishes(change=noise[..., 0] < 1.0 / (_WISH_SECONDS * fps), value=noise[..., 1:])
-    parts = (part.double().numpy() for part in (starts, yaws, tastes))
-    starts_, yaws_, tastes_ = parts
-    return _Drawn(kind=kind.numpy(), starts=starts_, yaws=yaws_, tastes=tastes_, wishes=wishes)
+    change = noise[..., 0] < 1.0 / (_WISH_SECONDS * fps)
+    change[:, :1] = False  # frame 0 has a wish without making a new one
+    wishes = Wishes(change=change, value=noise[..., 1:])
+    return _Drawn(kind=kind.numpy(), starts=starts, yaws=yaws, tastes=tastes, wishes=wishes)
 
 
 def _starts(plan: FloorPlan, drawn: _Drawn) -> np.ndarray:
