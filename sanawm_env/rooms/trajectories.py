@@ -1,8 +1,8 @@
 """Camera paths through rooms, as a robot or a hand would make them, integrated with the product's action maps.
 
 Kinds: diff_drive (a robot on wheels with inertia, round obstacles), free (six degrees of freedom), look_around (turning
-and nodding on the spot), still, loop (laps of a circle, the same views every lap), there_and_back (64 frames out, the same
-64 back in reverse, again and again). Without a kind, each seed draws one (MIXTURE).
+and nodding on the spot), still, loop (laps of a circle, the same views every lap), there_and_back (64 frames out, the
+same 64 back in reverse, again and again). Without a kind, each seed draws one (MIXTURE).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _WISH_SECONDS = 1.4  # mean time between two wishes
 class Trajectory:
     """B paths of F frames.
 
-    poses: float64 [B, F + 1, 4, 4], camera to room, row 0 the start. actions: float64 [B, F, 6], row k leads from pose k to
-    pose k + 1 through the default map named in action_maps: twist uses six columns, diff_drive the first two.
+    poses: float64 [B, F + 1, 4, 4], camera to room, row 0 the start. actions: float64 [B, F, 6], row k leads from pose k
+    to pose k + 1 through the default map named in action_maps: twist uses six columns, diff_drive the first two.
     """
 
     poses: np.ndarray
@@ -55,7 +55,7 @@ class Trajectory:
 
 @dataclass(frozen=True, kw_only=True)
 class _Drawn:
-    """Everything drawn for B paths, NumPy: kind [B], starts [B, 96, 3], yaws [B, 8], tastes [B, 6], wishes over F frames."""
+    """What B paths draw, NumPy: kind [B], starts [B, 96, 3], yaws [B, 8], tastes [B, 6], wishes over F frames."""
 
     kind: np.ndarray
     starts: np.ndarray
