@@ -26,7 +26,7 @@ def footprint_distance(footprints: Tensor, points: Tensor) -> Tensor:
 
 
 def clearance(scenes: Scenes, positions: Tensor) -> Tensor:
-    """Metres to the nearest wall or furniture in the horizontal plane, at any height; negative inside or outside the room.
+    """Metres to the nearest wall or furniture in the horizontal plane, at any height; negative inside or outside.
 
     positions: [B, N, 3] in the room's frame (y down). Returns float32 [B, N] on the scenes' device.
     """
@@ -52,7 +52,7 @@ class FloorPlan:
         return FloorPlan(self.footprints[index], self.half_size[index])
 
     def distance(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Metres [B, N] from points x, z [B, N] to the nearest wall or furniture; negative inside or outside the room."""
+        """Metres [B, N] from points x, z [B, N] to the nearest wall or furniture; negative inside or outside."""
         cx, cz, hx, hz, cos, sin, radius = self._columns
         from_x, from_z = x[..., None] - cx, z[..., None] - cz
         over_x, over_z = np.abs(cos * from_x + sin * from_z) - hx, np.abs(cos * from_z - sin * from_x) - hz

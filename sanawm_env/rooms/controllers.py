@@ -41,7 +41,7 @@ def held(wishes: Wishes) -> np.ndarray:
 
 
 def _swing(mood: np.ndarray, size: np.ndarray, change: np.ndarray, *, calm: float, fastest: float) -> np.ndarray:
-    """Turn rates [B, F], rad/s: slight in a calm mood (a share of the wishes), else 0.3 to `fastest`, left and right in turn."""
+    """Turn rates [B, F], rad/s: slight in the share `calm` of wishes, else 0.3 to `fastest`; left, then right."""
     side = np.where((np.cumsum(change, axis=1) + (size[:, :1] > 0.5)) % 2 == 0, 1.0, -1.0)
     return side * np.where(mood < calm, 0.12 * size, 0.3 + (fastest - 0.3) * size)
 
@@ -54,7 +54,7 @@ def _lag(current: np.ndarray, target: np.ndarray, dt: float, seconds: float) -> 
 def _advance(
     action_map: ActionMap, plan: FloorPlan, pose: np.ndarray, command: np.ndarray, linear: int, fps: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pose after one frame and the command taken; the first `linear` columns are zeroed where it would come too close."""
+    """Pose after one frame and the command taken, its first `linear` columns zeroed where it would come too close."""
     rest = action_map.initial(len(pose))
     moved = action_map.rollout(pose, rest, command[:, None], fps)[0][:, 0]
     gap = plan.distance(moved[:, None, 0, 3], moved[:, None, 2, 3])[:, 0]
@@ -74,7 +74,7 @@ def _run(
     pose: np.ndarray, frames: int, command_at: Callable[[int, np.ndarray, np.ndarray], np.ndarray], size: int,
     action_map: ActionMap, plan: FloorPlan, linear: int, fps: float,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Poses [B, frames + 1, 4, 4] and commands [B, frames, size] of a controller (frame, pose, last command) -> command."""
+    """Poses [B, frames + 1, 4, 4] and commands [B, frames, size]; controller: (frame, pose, last) -> command."""
     poses, commands = [pose], []
     last = np.zeros((len(pose), size))
     for frame in range(frames):
@@ -132,7 +132,7 @@ def _steer(plan: FloorPlan, pose: np.ndarray, speed: np.ndarray, turn: np.ndarra
 def fly(
     start: np.ndarray, frames: int, wishes: Wishes, action_map: ActionMap, plan: FloorPlan, fps: float, *, still: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A camera in the hand: six degrees of freedom, roll within 0.2 rad and pitch within 0.45; `still`: it only looks around.
+    """A camera in the hand: six degrees of freedom, roll within 0.2 rad, pitch within 0.45; `still`: on the spot.
 
     Returns poses [B, frames + 1, 4, 4] and commands (twist in body axes) [B, frames, 6].
     """
@@ -157,7 +157,7 @@ def fly(
 
 
 def _avoid(plan: FloorPlan, pose: np.ndarray, travel: np.ndarray) -> np.ndarray:
-    """Body velocity [B, 3] (forward, left, up) that leaves out what leads towards things near, and pushes gently away."""
+    """Body velocity [B, 3] (forward, left, up) without what leads towards things near, and with a gentle push away."""
     x, z, step = pose[:, 0, 3, None], pose[:, 2, 3, None], 0.02
     gap = plan.distance(x + np.array([0.0, step, -step, 0.0, 0.0]), z + np.array([0.0, 0.0, 0.0, step, -step]))
     slope = np.stack((gap[:, 1] - gap[:, 2], gap[:, 3] - gap[:, 4]), axis=-1)

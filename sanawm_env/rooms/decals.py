@@ -15,7 +15,7 @@ _BRASS = torch.tensor([0.86, 0.70, 0.30])
 
 
 def _shape(centre: Tensor, half: Tensor, radius: Tensor, colour: Tensor, turn: Tensor | None = None) -> Tensor:
-    """Shape columns [B, 12, 10]: a box of rounded corners, turned by `turn` radians, in metres from the decal's centre."""
+    """Shape columns [B, 12, 10]: a box of rounded corners, turned by `turn` radians, metres from the decal's centre."""
     angle = torch.zeros_like(radius) if turn is None else turn
     turned = torch.stack((angle.cos(), angle.sin()), dim=-1)
     return torch.cat((centre, half, radius[..., None], turned, colour.expand(*radius.shape, 3)), dim=-1)

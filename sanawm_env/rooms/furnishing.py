@@ -51,10 +51,9 @@ SECOND_COLOUR = ((0, 0, 0, 0), (0, 0, 0, 0), (0, 1, 1, 0), (0, 1, 0, 1))  # part
 
 @dataclass(frozen=True, kw_only=True)
 class Furniture:
-    """Placed furniture. kind, composite: int64; present: bool; footprints: cx cz hx hz cos sin radius; primitives: [B, 8, K]."""
+    """Placed furniture. kind, composite: int64; footprints: cx cz hx hz cos sin radius; primitives: [B, 8, 24]."""
 
     kind: Tensor
-    present: Tensor
     composite: Tensor
     footprints: Tensor
     height: Tensor
@@ -152,86 +151,111 @@ def _composite_boxes(spot: _Spot, present: Tensor, kind: Tensor, size: Tensor) -
     return torch.stack((x, y, z, half[..., 0], half[..., 1], half[..., 2], cos, sin), dim=-1)
 
 
+class _Furnisher:
+    """What has been put into the rooms so far, in the order of the object slots."""
+
+    def __init__(self, draws: Draws, half_x: Tensor, half_z: Tensor, height: Tensor):
+        self.draws, self.height, self.zero = draws, height, torch.zeros_like(height)
+        self.placer = _Placer(draws, half_x, half_z)
+        self.density = draws.uniform(low=0.55, high=1.0)
+        self.narrow = torch.minimum(half_x, half_z) <= 2.6
+        self.kinds: list[Tensor] = []
+        self.tops: list[Tensor] = []
+        self.boxes: list[Tensor] = []
+        self.rounds: list[Tensor] = []
+        self.spheres: list[Tensor] = []
+
+    def _note(self, kind: Tensor | str, top: Tensor) -> None:
+        number = torch.full_like(top, layout.KINDS.index(kind), dtype=torch.int64) if isinstance(kind, str) else kind
+        self.kinds.append(number)
+        self.tops.append(top)
+
+    def _often(self, share: float) -> Tensor:
+        return self.draws.uniform() < share * self.density
+
+    def composite(self, kind: Tensor, share: float) -> None:
+        """A table, sofa, cabinet or bed, its back to a wall."""
+        low, high = torch.tensor(_COMPOSITE_LOW)[kind], torch.tensor(_COMPOSITE_HIGH)[kind]
+        size = low + (high - low) * self.draws.uniform(3)
+        along, out = size[:, 0] / 2, size[:, 2] / 2
+        spot = self.placer.against_wall(along, out, corner=0.05, gap=0.12)
+        here = self.placer.keep(spot, self._often(share), along, out, self.zero)
+        self.boxes.append(_composite_boxes(spot, here, kind, size))
+        self._note(kind, size[:, 1])
+
+    def crate(self) -> None:
+        half_x, half_y, half_z = self.draws.uniform(3, low=0.17, high=0.38).unbind(1)
+        spot = self.placer.anywhere(torch.maximum(half_x, half_z) * 1.3, margin=0.05, gap=0.6)
+        here = self.placer.keep(spot, self._often(1.0), half_x, half_z, self.zero)
+        self.boxes.append(_upright(spot, here, self.zero, (half_x, half_y, half_z))[:, None])
+        self._note("crate", 2 * half_y)
+
+    def partition(self) -> None:
+        """A thin wall that stands out into a wide room."""
+        reach, thin = self.draws.uniform(low=0.45, high=0.9), torch.full_like(self.zero, 0.07)
+        spot = self.placer.against_wall(thin, reach, corner=1.3, gap=0.3)
+        here = self.placer.keep(spot, (self.draws.uniform() < 0.5) & ~self.narrow, thin, reach, self.zero)
+        self.boxes.append(_upright(spot, here, self.zero, (thin, self.height / 2, reach))[:, None])
+        self._note("partition", self.height)
+
+    def drum(self, pillars: float) -> None:
+        """A drum, or with probability `pillars` a pillar up to the ceiling."""
+        pillar = self.draws.chance(probability=pillars)
+        radius = self.draws.uniform(low=0.17, high=0.32)
+        half_y = torch.where(pillar, self.height / 2, self.draws.uniform(low=0.2, high=0.45))
+        spot = self.placer.anywhere(radius, margin=0.05, gap=0.6)
+        here = self.placer.keep(spot, self._often(0.9), self.zero, self.zero, radius)
+        self.rounds.append(_upright(spot, here, self.zero, (radius, half_y, radius)))
+        self._note(layout.KINDS.index("drum") + pillar.long(), 2 * half_y)
+
+    def plant(self) -> Tensor:
+        """A pot in a corner; returns the leaves."""
+        pot, leaves = self.draws.uniform(low=0.14, high=0.2), self.draws.uniform(low=0.26, high=0.38)
+        return self._topped("plant", 0.8, leaves, (pot, 1.2 * pot, pot), 2.2 * pot)
+
+    def lamp(self) -> Tensor:
+        """A pole in a corner; returns the shade."""
+        pole, shade = torch.full_like(self.zero, 0.035), self.draws.uniform(low=0.18, high=0.26)
+        rise = self.draws.uniform(low=0.6, high=0.75)
+        return self._topped("lamp", 0.6, shade, (pole, rise, pole), 2 * rise - 0.05)
+
+    def _topped(
+        self, kind: str, share: float, ball: Tensor, stem: tuple[Tensor, Tensor, Tensor], low: Tensor
+    ) -> Tensor:
+        """A stem with a ball that begins at height `low`; returns the ball."""
+        spot = self.placer.in_corner(ball, gap=0.05)
+        here = self.placer.keep(spot, self._often(share), self.zero, self.zero, ball)
+        self.rounds.append(_upright(spot, here, self.zero, stem))
+        self._note(kind, low + 2 * ball)
+        return _upright(spot, here, low, (ball, ball, ball))
+
+    def ball(self) -> None:
+        radius = self.draws.uniform(low=0.14, high=0.34)
+        spot = self.placer.anywhere(radius, margin=0.05, gap=0.6)
+        here = self.placer.keep(spot, self._often(0.9), self.zero, self.zero, radius)
+        self.spheres.append(_upright(spot, here, self.zero, (radius, radius, radius)))
+        self._note("ball", 2 * radius)
+
+
 def furnish(draws: Draws, half_x: Tensor, half_z: Tensor, height: Tensor) -> Furniture:
     """Furniture of rooms of the given half sizes and heights (metres, [B])."""
-    placer = _Placer(draws, half_x, half_z)
-    density = draws.uniform(low=0.55, high=1.0)
-    kinds: list[Tensor] = []
-    present: list[Tensor] = []
-    tops: list[Tensor] = []
-    zero = torch.zeros_like(half_x)
-
-    def note(kind: Tensor | int, here: Tensor, top: Tensor) -> None:
-        kinds.append(torch.full_like(half_x, kind, dtype=torch.int64) if isinstance(kind, int) else kind)
-        present.append(here)
-        tops.append(top)
-
-    boxes: list[Tensor] = []
+    put = _Furnisher(draws, half_x, half_z, height)
     composite = torch.stack([draws.integers(high=4) for _ in range(layout.COMPOSITES)], dim=1)
-    for slot in range(layout.COMPOSITES):
-        kind = composite[:, slot]
-        low, high = torch.tensor(_COMPOSITE_LOW)[kind], torch.tensor(_COMPOSITE_HIGH)[kind]
-        size = low + (high - low) * draws.uniform(3)
-        along, out = size[:, 0] / 2, size[:, 2] / 2
-        spot = placer.against_wall(along, out, corner=0.05, gap=0.12)
-        here = placer.keep(spot, draws.uniform() < density * (1.0, 0.9, 0.7)[slot], along, out, zero)
-        boxes.append(_composite_boxes(spot, here, kind, size))
-        note(kind, here, size[:, 1])
-
-    crates: list[Tensor] = []
+    for slot, share in enumerate((1.0, 0.9, 0.7)):
+        put.composite(composite[:, slot], share)
     for _ in range(layout.CRATES):
-        half = tuple(draws.uniform(3, low=0.17, high=0.38).unbind(1))
-        spot = placer.anywhere(torch.maximum(half[0], half[2]) * 1.3, margin=0.05, gap=0.6)
-        here = placer.keep(spot, draws.uniform() < density, half[0], half[2], zero)
-        crates.append(_upright(spot, here, zero, (half[0], half[1], half[2])))
-        note(layout.KINDS.index("crate"), here, 2 * half[1])
-
-    reach, thin = draws.uniform(low=0.45, high=0.9), torch.full_like(zero, 0.07)
-    spot = placer.against_wall(thin, reach, corner=1.3, gap=0.3)
-    wide = torch.minimum(half_x, half_z) > 2.6
-    here = placer.keep(spot, (draws.uniform() < 0.5) & wide, thin, reach, zero)
-    crates.append(_upright(spot, here, zero, (thin, height / 2, reach)))
-    note(layout.KINDS.index("partition"), here, height)
-
-    rounds: list[Tensor] = []
-    for slot in range(layout.DRUMS):
-        pillar = draws.chance(probability=0.35) if slot else draws.chance(probability=0.0)
-        radius = draws.uniform(low=0.17, high=0.32)
-        half_y = torch.where(pillar, height / 2, draws.uniform(low=0.2, high=0.45))
-        spot = placer.anywhere(radius, margin=0.05, gap=0.6)
-        here = placer.keep(spot, draws.uniform() < 0.9 * density, zero, zero, radius)
-        rounds.append(_upright(spot, here, zero, (radius, half_y, radius)))
-        note(layout.KINDS.index("drum") + pillar.long(), here, 2 * half_y)
-
-    spheres: list[Tensor] = []
-    pot, leaves = draws.uniform(low=0.14, high=0.2), draws.uniform(low=0.26, high=0.38)
-    spot = placer.in_corner(leaves, gap=0.05)
-    here = placer.keep(spot, draws.uniform() < 0.8 * density, zero, zero, leaves)
-    rounds.append(_upright(spot, here, zero, (pot, 1.2 * pot, pot)))
-    plant = _upright(spot, here, 2.2 * pot, (leaves, leaves, leaves))
-    note(layout.KINDS.index("plant"), here, 2.2 * pot + 2 * leaves)
-
-    pole, shade = torch.full_like(zero, 0.035), draws.uniform(low=0.18, high=0.26)
-    rise = draws.uniform(low=0.6, high=0.75)
-    spot = placer.in_corner(shade, gap=0.05)
-    here = placer.keep(spot, draws.uniform() < 0.6 * density, zero, zero, shade)
-    rounds.append(_upright(spot, here, zero, (pole, rise, pole)))
-    lamp = _upright(spot, here, 2 * rise - 0.05, (shade, shade, shade))
-    note(layout.KINDS.index("lamp"), here, 2 * rise + 2 * shade)
-
+        put.crate()
+    put.partition()
+    for pillars in (0.0, 0.35):
+        put.drum(pillars)
+    leaves, shade = put.plant(), put.lamp()
     for _ in range(layout.BALLS):
-        radius = draws.uniform(low=0.14, high=0.34)
-        spot = placer.anywhere(radius, margin=0.05, gap=0.6)
-        here = placer.keep(spot, draws.uniform() < 0.9 * density, zero, zero, radius)
-        spheres.append(_upright(spot, here, zero, (radius, radius, radius)))
-        note(layout.KINDS.index("ball"), here, 2 * radius)
-
-    singles = torch.stack((*crates, *rounds, *spheres, plant, lamp), dim=1)
+        put.ball()
+    singles = torch.stack((*put.rounds, *put.spheres, leaves, shade), dim=1)
     return Furniture(
-        kind=torch.stack(kinds, dim=1),
-        present=torch.stack(present, dim=1),
+        kind=torch.stack(put.kinds, dim=1),
         composite=composite,
-        footprints=torch.stack(placer.footprints, dim=1),
-        height=torch.stack(tops, dim=1),
-        primitives=torch.cat((*boxes, singles), dim=1).transpose(1, 2).contiguous(),
+        footprints=torch.stack(put.placer.footprints, dim=1),
+        height=torch.stack(put.tops, dim=1),
+        primitives=torch.cat((*put.boxes, singles), dim=1).transpose(1, 2).contiguous(),
     )

@@ -1,7 +1,7 @@
 """Column and slot numbers of the fixed-shape scene tables; the one place where they are written down.
 
-Primitives are boxes turned about the vertical, upright cylinders and spheres; every scene has the same number of each and
-absent ones lie far below the floor. The room itself is one more box, seen from inside.
+Primitives are boxes turned about the vertical, upright cylinders and spheres; every scene has the same number of each
+and absent ones lie far below the floor. The room itself is one more box, seen from inside.
 """
 
 from __future__ import annotations

@@ -57,5 +57,5 @@ CARPETS: Tensor = torch.tensor(
 
 
 def jitter(colour: Tensor, noise: Tensor, amount: float) -> Tensor:
-    """Colour [..., 3] moved by noise in [0, 1) of the same shape, at most `amount` each way, kept inside [0.03, 0.97]."""
+    """Colour [..., 3] moved by noise in [0, 1) of the same shape, at most `amount` each way, kept in [0.03, 0.97]."""
     return (colour + (noise - 0.5) * (2 * amount)).clamp(0.03, 0.97)

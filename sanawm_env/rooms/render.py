@@ -89,7 +89,7 @@ def _checked(scenes: Scenes, poses: Tensor, intrinsics: Tensor) -> tuple[Tensor,
         )
     if intrinsics.shape not in ((4,), (len(scenes), 4)):
         raise PoseError(
-            f"intrinsics have shape {tuple(intrinsics.shape)}, expected (4,) or ({len(scenes)}, 4): fx, fy, cx, cy in pixels"
+            f"intrinsics have shape {tuple(intrinsics.shape)}, expected (4,) or ({len(scenes)}, 4); pass fx, fy, cx, cy"
         )
     batch, frames = poses.shape[:2]
     intrinsics = intrinsics.to(scenes.half_size).expand(batch, 4).repeat_interleave(frames, dim=0)
@@ -140,7 +140,7 @@ def render(
 
 
 def _tables(scenes: Scenes, scene: Tensor, *, lean: bool) -> Tables:
-    """Rows of the scenes' tables; lean leaves out what is absent or dark, which compiled functions of fixed shape cannot."""
+    """Rows of the scenes' tables; lean leaves out what is absent or dark, which functions of fixed shape cannot."""
     tables = Tables(
         primitives=scenes.primitives[scene],
         materials=scenes.materials[scene],

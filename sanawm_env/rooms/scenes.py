@@ -4,8 +4,8 @@ Distribution (all draws from the seed, see the functions named): rooms 4.4 to 8.
 floors of planks, tiles, checker or striped carpet; walls plain with wainscot, striped, dotted, with diamonds or bricks,
 two rooms in three with one odd wall (finishes.py); one or two doors, up to eleven pictures and windows (decals.py); up
 to three pieces of furniture against the walls (tables, sofas, cabinets, beds), three crates, a partition, two drums or
-pillars, a plant, a lamp, two balls, each present with a probability and only where it fits (furnishing.py); a warm light
-near the middle of the ceiling and, in three rooms of five, a second dimmer one. World axes: y down, floor at y = 0,
+pillars, a plant, a lamp, two balls, each with a probability and only where it fits (furnishing.py); a warm light near
+the middle of the ceiling and, in three rooms of five, a second dimmer one. World axes: y down, floor at y = 0,
 ceiling at y = -height, the room centred on the vertical axis.
 """
 
@@ -27,7 +27,7 @@ _DOMAIN = 1
 
 @dataclass(frozen=True, kw_only=True)
 class RoomObject:
-    """One piece of furniture. centre: metres in the room's frame (y down). radius: of the circle round its footprint."""
+    """One piece of furniture. centre: metres in the room's frame, y down. radius: of the circle round its footprint."""
 
     instance: int
     kind: str

@@ -27,9 +27,8 @@ def nearest_decal(tables: Tables, hit: Surface) -> Decal:
     wall = (hit.surface - layout.WALL).clamp(0, 3)
     first = wall * layout.DECALS_PER_WALL
     centres, halves = tables.decals[:, layout.DECAL_BOX], tables.decals[:, layout.DECAL_BOX + 2]
-    gaps = []
-    for slot in range(layout.DECALS_PER_WALL):
-        gaps.append((hit.u - centres.gather(1, first + slot)).abs() - halves.gather(1, first + slot))
+    slots = range(layout.DECALS_PER_WALL)
+    gaps = [(hit.u - centres.gather(1, first + k)).abs() - halves.gather(1, first + k) for k in slots]
     left = torch.where(gaps[0] < gaps[1], 0, 1)
     nearest = first + torch.where(gaps[2] < torch.minimum(gaps[0], gaps[1]), 2, left)
     columns = gather(tables.decals, nearest)

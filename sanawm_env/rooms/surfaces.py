@@ -49,7 +49,7 @@ def camera_of(poses: Tensor, intrinsics: Tensor) -> Camera:
 
 
 class Surface(NamedTuple):
-    """What rays met, all [N, R]: depth, point, outward normal, surface number, (u, v) in metres and the footprint there."""
+    """What rays met, all [N, R]: depth, point, outward normal, surface number, (u, v) in metres, footprint there."""
 
     depth: Tensor
     primitive: Tensor

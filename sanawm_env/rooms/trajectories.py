@@ -43,8 +43,8 @@ _WISH_SECONDS = 1.4  # mean time between two wishes
 class Trajectory:
     """B paths of F frames.
 
-    poses: float64 [B, F + 1, 4, 4], camera to room, row 0 the start. actions: float64 [B, F, 6], row k leads from pose k
-    to pose k + 1 through the default map named in action_maps: twist uses six columns, diff_drive the first two.
+    poses: float64 [B, F + 1, 4, 4], camera to room, row 0 the start. actions: float64 [B, F, 6], row k leads from pose
+    k to pose k + 1 through the default map named in action_maps: twist uses six columns, diff_drive the first two.
     """
 
     poses: np.ndarray
