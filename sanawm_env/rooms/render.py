@@ -24,6 +24,7 @@ from sanawm_env.rooms.surfaces import Tables, camera_of, trace
 _CUDA_FRAMES = 32  # frames in a block on CUDA
 _CPU_RAYS = 20480  # rays in a block on a CPU, so that a block's values stay in cache
 LENS_WIDTH = 1.8  # pixels that a pixel's samples spread over: no edge is sharper than a camera's lens would show it
+MID_GREY, CONTRAST = 0.5, 0.84  # what the film keeps of the scene's contrast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,8 @@ def _picture(poses: Tensor, intrinsics: Tensor, pixels: Tensor, offsets: Tensor,
     hit = trace(tables, camera, camera.direction(spots[:, 0], spots[:, 1]), LENS_WIDTH * count**-0.5)
     planes = []
     for channel in shade(tables, hit):
-        bright = channel.unflatten(1, (count, -1)).mean(dim=1)
+        bright = channel.clamp(0.0, 1.0).unflatten(1, (count, -1)).mean(dim=1)
+        bright = MID_GREY + CONTRAST * (bright - MID_GREY)
         planes.append((bright * 255.0).round().to(torch.uint8))
     return torch.stack(planes, dim=-1)
 

@@ -75,6 +75,7 @@ class DenoiserTraining:
     max_steps: int | None = None
     log_seconds: float = 15.0
     validate_minutes: float = 3.0
+    save_minutes: float = 1.0
 
 
 class DenoiserRun:
@@ -110,7 +111,7 @@ class DenoiserRun:
     def train(self) -> Denoiser:
         """Trains until the clock or `max_steps` says stop, saves the checkpoint, returns the averaged weights."""
         settings = self.settings
-        log, validated = Log(settings.log_seconds), self.clock.seconds
+        log, validated, saved = Log(settings.log_seconds), self.clock.seconds, self.clock.seconds
         bank, is_long = None, False
         while self._goes_on():
             if bank is None or is_long != self._is_long():
@@ -122,6 +123,9 @@ class DenoiserRun:
             loss, norm = self._step(bank.draw(self._batch(is_long)), weight)
             if self.ranks.is_first:
                 log(self.step, self.progress, loss=loss, norm=norm)
+            if self.ranks.is_first and self.clock.seconds - saved > 60 * settings.save_minutes:
+                saved = self.clock.seconds
+                self.save()
             if self.ranks.is_first and self.clock.seconds - validated > 60 * settings.validate_minutes:
                 validated = self.clock.seconds
                 print(json.dumps({"step": self.step, **self.validate()}), flush=True)
@@ -200,7 +204,7 @@ class DenoiserRun:
         if choice.random() < settings.mixture_share:
             dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
             memory = self.denoiser.memory(clean.shape[0], self.world.grid, device=self.device, dtype=dtype)
-            return mixture_loss(self.denoiser, clean, given, chunks, memory, settings.levels.shift, weight)
+            return mixture_loss(self.denoiser, clean, given, chunks, memory, settings.levels, weight)
         history = clean
         if self.progress > settings.imagined_from and choice.random() < settings.imagined_share:
             for _ in range(choice.randint(1, 2)):

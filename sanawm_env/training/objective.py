@@ -20,7 +20,9 @@ from sanawm_env.model.feed_forward import Memory
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
-    """Law of the noise levels. full_share: share of draws at 1000, where sampling starts. shift: flow shift of the others."""
+    """Law of the noise levels. full_share: share of draws (of the mixture: of its anchors) at 1000, where sampling starts.
+    shift: flow shift of the others.
+    """
 
     full_share: float = 0.35
     shift: float = 2.0
@@ -58,12 +60,16 @@ def imagined(denoiser: Denoiser, clean: Tensor, history: Tensor, given: Conditio
 
 
 def mixture_loss(
-    denoiser: Denoiser, clean: Tensor, given: Conditioning, chunks: ChunkGrid, memory: list[Memory], shift: float, weight: Tensor
+    denoiser: Denoiser,
+    clean: Tensor,
+    given: Conditioning,
+    chunks: ChunkGrid,
+    memory: list[Memory],
+    levels: Levels,
+    weight: Tensor,
 ) -> Tensor:
     """Mean squared error over one pass of the whole clip, its chunks at the noise levels of the timestep mixture."""
-    level = chunk_mixture(clean.shape[0], len(chunks.lengths), clean.device)
-    sigma = level / 1000
-    level = (1000 * shift * sigma / (1 + (shift - 1) * sigma)).floor()
+    level = chunk_mixture(clean.shape[0], len(chunks.lengths), clean.device, levels)
     level = torch.cat([level[:, [k]].expand(-1, n) for k, n in enumerate(chunks.lengths)], dim=1).clone()
     level[:, 0] = 0
     seen = denoiser.predict_clean(noised(clean, level), level, given, chunks, memory)
@@ -71,20 +77,26 @@ def mixture_loss(
     return (error * (level > 0)).sum() / (level > 0).sum().clamp_min(1)
 
 
-def chunk_mixture(batch: int, chunks: int, device: torch.device) -> Tensor:
-    """Noise levels [B, K] in 0 .. 999: one level (0.2), a rising sequence through a random chunk (0.3), one whose last chunk carries the
-    anchor (0.3), or the latter behind a clean prefix (0.2); early chunks are never noisier than late ones."""
-    anchor_level = (1000 * torch.sigmoid(torch.randn(batch, device=device))).floor()
-    mode = torch.multinomial(torch.tensor([0.2, 0.3, 0.3, 0.2], device=device), batch, replacement=True)
+def chunk_mixture(batch: int, chunks: int, device: torch.device, levels: Levels) -> Tensor:
+    """Noise levels [B, K], 0 or 1 .. 1000: one level everywhere (share 0.15), a rising sequence through a random chunk
+    (0.2), one whose last chunk carries the anchor (0.3), or the latter behind a clean prefix (0.35), which is what
+    streaming meets; early chunks are never noisier than late ones. Indices are drawn before the shift.
+    """
+    drawn = (1000 * torch.sigmoid(torch.randn(batch, device=device))).floor()
+    anchor_level = torch.where(torch.rand(batch, device=device) < levels.full_share, 999.0, drawn)
+    mode = torch.multinomial(torch.tensor([0.15, 0.2, 0.3, 0.35], device=device), batch, replacement=True)
     index = torch.arange(chunks, device=device)[None]
     anchor = torch.where(mode == 1, torch.randint(chunks, (batch,), device=device), chunks - 1)[:, None]
     # Uniform non-decreasing sequences: sorted uniform draws below the anchor level before it and above it behind.
     u = torch.rand(batch, chunks, device=device)
     below = (u * (anchor_level[:, None] + 1)).floor()
     above = anchor_level[:, None] + (u * (1000 - anchor_level[:, None])).floor()
-    rising = torch.where(index < anchor, below, torch.where(index > anchor, above, anchor_level[:, None])).sort(dim=1).values
-    clean = (mode == 3)[:, None] & (index < torch.randint(1, chunks + 1, (batch, 1), device=device)) & (index < chunks - 1)
-    level = torch.where((mode == 0)[:, None], anchor_level[:, None], rising)
+    rising = torch.where(index < anchor, below, torch.where(index > anchor, above, anchor_level[:, None]))
+    rising = rising.sort(dim=1).values
+    prefix = torch.randint(1, chunks + 1, (batch, 1), device=device)
+    clean = (mode == 3)[:, None] & (index < prefix) & (index < chunks - 1)
+    sigma = (torch.where((mode == 0)[:, None], anchor_level[:, None], rising) + 1) / 1000
+    level = (1000 * levels.shift * sigma / (1 + (levels.shift - 1) * sigma)).floor()
     return torch.where(clean, 0.0, level)
 
 
