@@ -1,7 +1,8 @@
 """Camera geometry: rigid poses, intrinsics, Pluecker rays and the ray transforms of the camera branch.
 
-Axes are OpenCV's (x right, y down, z forward); a pose is camera-to-world, 4x4, metres. Pixels are counted at their centres with
-integer coordinates: the ray of pixel (u, v) is ((u - cx) / fx, (v - cy) / fy, 1). Pure functions; see spec dit.md 3.10 and 5.
+Axes are OpenCV's (x right, y down, z forward); a pose is camera-to-world, 4x4, metres. Pixels are counted at their
+centres with integer coordinates: the ray of pixel (u, v) is ((u - cx) / fx, (v - cy) / fy, 1). Pure functions; see spec
+dit.md 3.10 and 5.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ RIGID_TOLERANCE = 1e-3
 def check_rigid(poses: Tensor, name: str = "poses") -> Tensor:
     """The given camera-to-world matrices [..., 4, 4], once each is found to be a rigid motion.
 
-    Raises PoseError for a wrong shape, a value that is not finite, a rotation that is not orthonormal with determinant +1, or a last
-    row other than (0, 0, 0, 1).
+    Raises PoseError for a wrong shape, a value that is not finite, a rotation that is not orthonormal with determinant
+    +1, or a last row other than (0, 0, 0, 1).
     """
     if poses.shape[-2:] != (4, 4):
-        raise PoseError(f"{name} has shape {tuple(poses.shape)}, allowed is [..., 4, 4]; pass camera-to-world matrices.")
+        raise PoseError(
+            f"{name} has shape {tuple(poses.shape)}, allowed is [..., 4, 4]; pass camera-to-world matrices."
+        )
     if not bool(torch.isfinite(poses).all()):
         raise PoseError(f"{name} holds NaN or infinity, allowed are finite numbers; check how the poses were made.")
     rotation = poses[..., :3, :3].double()
@@ -36,6 +39,16 @@ def check_rigid(poses: Tensor, name: str = "poses") -> Tensor:
     if bool(((poses[..., 3, :] - last).abs() > RIGID_TOLERANCE).any()):
         raise PoseError(f"{name} has a last row other than (0, 0, 0, 1); pass homogeneous camera-to-world matrices.")
     return poses
+
+
+def check_intrinsics(intrinsics: Tensor) -> Tensor:
+    """The given (fx, fy, cx, cy) [B, 4], once all are finite and the focal lengths positive. Raises PoseError."""
+    if not bool(torch.isfinite(intrinsics).all()) or bool((intrinsics[:, :2] <= 0).any()):
+        raise PoseError(
+            f"intrinsics are {intrinsics.tolist()}, allowed are finite numbers with fx, fy > 0; "
+            "give fx, fy, cx, cy in pixels."
+        )
+    return intrinsics
 
 
 def invert_rigid(poses: Tensor) -> Tensor:
@@ -59,7 +72,9 @@ def latent_intrinsics(intrinsics: Tensor, stride: int) -> Tensor:
 
 
 def pixel_rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
-    """Unit ray of each pixel in camera axes, [B, height * width, 3], from intrinsics [B, 4] in units of these pixels."""
+    """Unit ray of each pixel in camera axes, [B, height * width, 3], from intrinsics [B, 4] in units of these
+    pixels.
+    """
     fx, fy, cx, cy = intrinsics.float().unbind(-1)
     rows = torch.arange(height, device=intrinsics.device, dtype=torch.float32)
     columns = torch.arange(width, device=intrinsics.device, dtype=torch.float32)
@@ -67,7 +82,11 @@ def pixel_rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
     y = (rows[None] - cy[:, None]) / fy[:, None]
     batch = intrinsics.shape[0]
     rays = torch.stack(
-        [x[:, None, :].expand(batch, height, width), y[:, :, None].expand(batch, height, width), torch.ones_like(x[:, None, :]).expand(batch, height, width)],
+        [
+            x[:, None, :].expand(batch, height, width),
+            y[:, :, None].expand(batch, height, width),
+            torch.ones_like(x[:, None, :]).expand(batch, height, width),
+        ],
         dim=-1,
     )
     return torch.nn.functional.normalize(rays.flatten(1, 2), dim=-1)
@@ -86,8 +105,8 @@ def plucker_rays(poses: Tensor, rays: Tensor) -> Tensor:
 def ray_transforms(poses: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
     """World-to-ray transform of every token and its inverse, each [B, T, S, 4, 4] in fp32 (spec dit.md 3.10).
 
-    poses: [B, T, 4, 4] camera to world; rays: [B, S, 3] unit rays in camera axes. The ray frame looks along the ray (z), its x axis is
-    the camera's y axis crossed with the ray.
+    poses: [B, T, 4, 4] camera to world; rays: [B, S, 3] unit rays in camera axes. The ray frame looks along the ray
+    (z), its x axis is the camera's y axis crossed with the ray.
     """
     rotation = poses[..., :3, :3].float()
     position = poses[..., :3, 3].float()

@@ -14,10 +14,10 @@ from sanawm_env.camera import latent_intrinsics, pixel_rays, plucker_rays, ray_t
 class Conditioning:
     """What one call of the denoiser is given, for B worlds, T latent frames and S tokens a frame.
 
-    to_ray, from_ray: [B, T, S, 4, 4] world-to-ray transforms and their inverses, fp32, world = first camera of the world.
-    plucker: [B, T, S, 6 r] Pluecker rays of the r frames of each latent frame, frame-major, fp32.
-    position: [B, T] absolute latent frame index, int64.
-    text, text_mask: [B, L, caption channels] and [B, L] (True = attend), or None for a world without text.
+    to_ray, from_ray: [B, T, S, 4, 4] world-to-ray transforms and their inverses, fp32, world = first camera of the
+    world. plucker: [B, T, S, 6 r] Pluecker rays of the r frames of each latent frame, frame-major, fp32. position: [B,
+    T] absolute latent frame index, int64. text, text_mask: [B, L, caption channels] and [B, L] (True = attend), or None
+    for a world without text.
     """
 
     to_ray: Tensor
@@ -29,8 +29,8 @@ class Conditioning:
 
     def select(self, rows: Tensor) -> Conditioning:
         """The given worlds only."""
-        picked = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Conditioning(**{name: None if value is None else value[rows] for name, value in picked.items()})
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return Conditioning(**{name: value[rows] for name, value in given.items()})
 
 
 def condition(
@@ -45,16 +45,20 @@ def condition(
 ) -> Conditioning:
     """Conditioning of consecutive latent frames from the poses of their frames.
 
-    poses: [B, frames, 4, 4] relative to the world's first camera. With `first`, row 0 is the pose of the first picture, whose latent frame
-    stands alone and looks at frames 0 .. r-1 (spec dit.md 5.4); else the rows are whole groups of r frames.
-    intrinsics: [B, 4] in frame pixels. position: [B, T] absolute latent indices. grid: latent height, width.
+    poses: [B, frames, 4, 4] relative to the world's first camera. With `first`, row 0 is the pose of the first picture,
+    whose latent frame stands alone and looks at frames 0 .. r-1 (spec dit.md 5.4); else the rows are whole groups of r
+    frames. intrinsics: [B, 4] in frame pixels. position: [B, T] absolute latent indices. grid: latent height, width.
     """
     stride = temporal_stride
     rays = pixel_rays(latent_intrinsics(intrinsics, spatial_stride), *grid)
     lines = plucker_rays(poses, rays)
     groups = lines[:, 1:] if first else lines
     batch, frames, tokens, _ = groups.shape
-    plucker = groups.unflatten(1, (frames // stride, stride)).transpose(2, 3).reshape(batch, frames // stride, tokens, 6 * stride)
+    plucker = (
+        groups.unflatten(1, (frames // stride, stride))
+        .transpose(2, 3)
+        .reshape(batch, frames // stride, tokens, 6 * stride)
+    )
     keyframes = (poses[:, 1:] if first else poses)[:, stride - 1 :: stride]
     if first:
         opening = lines[:, :stride].transpose(1, 2).reshape(batch, 1, tokens, 6 * stride)

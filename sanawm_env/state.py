@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,9 @@ HOST_FIELDS = ("chunk", "seed", "horizon", "origin", "pose", "intrinsics")
 
 @dataclass
 class StepOutput:
-    """What one step gives: frames uint8 [B, F, H, W, 3] or None, latents [B, n, channels, h, w], poses [B, F, 4, 4] float64."""
+    """What one step gives: frames uint8 [B, F, H, W, 3] or None, latents [B, n, channels, h, w], poses [B, F, 4, 4]
+    float64.
+    """
 
     frames: Tensor | None
     latents: Tensor
@@ -36,10 +38,10 @@ class StepOutput:
 class WorldState:
     """A batch of running worlds, one row each; every tensor has a shape fixed by the bundle and the tier.
 
-    chunk: [B] chunks done, int64. seed: [B] int64. horizon: [B] frames after which an episode is cut, -1 for none. origin, pose: [B, 4, 4]
-    float64, first and latest camera-to-world in the caller's world. intrinsics: [B, 4] in frame pixels. These six live on the host.
-    first_latent: [B, channels, h, w]. memory: one dict a denoiser block. decoder: the decode cache, None in the "plan" tier.
-    fingerprint: of the bundle that made the state.
+    chunk: [B] chunks done, int64. seed: [B] int64. horizon: [B] frames after which an episode is cut, -1 for none.
+    origin, pose: [B, 4, 4] float64, first and latest camera-to-world in the caller's world. intrinsics: [B, 4] in frame
+    pixels. These six live on the host. first_latent: [B, channels, h, w]. memory: one dict a denoiser block. decoder:
+    the decode cache, None in the "plan" tier. fingerprint: of the bundle that made the state.
     """
 
     chunk: Tensor
@@ -98,13 +100,8 @@ class WorldState:
     def _with(self, flat: dict[str, Tensor]) -> WorldState:
         memory = [{name: flat[f"memory.{index}.{name}"] for name in block} for index, block in enumerate(self.memory)]
         decoder = None if self.decoder is None else {name: flat[f"decoder.{name}"] for name in self.decoder}
-        return WorldState(
-            **{name: flat[name] for name in (*HOST_FIELDS, "first_latent")},
-            memory=memory,
-            decoder=decoder,
-            fingerprint=self.fingerprint,
-            frames_per_chunk=self.frames_per_chunk,
-        )
+        plain: dict[str, Any] = {name: flat[name] for name in (*HOST_FIELDS, "first_latent")}
+        return replace(self, memory=memory, decoder=decoder, **plain)
 
     def clone(self) -> WorldState:
         """An independent copy."""
@@ -132,14 +129,16 @@ class WorldState:
         return self.map(lambda _, x: x[index.to(x.device)])
 
     def write(self, slots: Tensor | Sequence[int] | Sequence[bool], other: WorldState) -> WorldState:
-        """This state with worlds `slots` replaced by the rows of `other`; no other world is touched. Neither input is changed."""
+        """This state with worlds `slots` replaced by the rows of `other`; no other world is touched. Neither input
+        is changed.
+        """
         other.check_usable()
         index = self._rows(slots)
         mine, theirs = self.tensors(), other.tensors()
         if other.fingerprint != self.fingerprint or mine.keys() != theirs.keys():
             raise StateError(
-                f"write got a state of bundle {other.fingerprint[:12]!r}, tier {other.tier}; allowed is bundle {self.fingerprint[:12]!r}, "
-                f"tier {self.tier}; make it with the same model and tier."
+                f"write got a state of bundle {other.fingerprint[:12]!r}, tier {other.tier}; allowed is bundle "
+                f"{self.fingerprint[:12]!r}, tier {self.tier}; make it with the same model and tier."
             )
         if other.batch_size != index.numel():
             raise StateError(f"write got {other.batch_size} worlds for {index.numel()} slots; pass one world a slot.")
@@ -149,7 +148,9 @@ class WorldState:
         index = torch.as_tensor(rows)
         if index.dtype == torch.bool:
             if index.shape != (self.batch_size,):
-                raise StateError(f"mask has shape {tuple(index.shape)}, allowed is ({self.batch_size},): one entry a world.")
+                raise StateError(
+                    f"mask has shape {tuple(index.shape)}, allowed is ({self.batch_size},): one entry a world."
+                )
             index = index.nonzero()[:, 0]
         outside = index.numel() and not bool(((index >= 0) & (index < self.batch_size)).all())
         if outside or index.ndim != 1:
@@ -174,7 +175,9 @@ class WorldState:
             partial.replace(target)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
-            raise StorageError(f"state cannot be written to {target}: {error}; choose a writable folder with free space.") from error
+            raise StorageError(
+                f"state cannot be written to {target}: {error}; choose a writable folder with free space."
+            ) from error
 
     @staticmethod
     def load(path: str | Path, model: WorldModel) -> WorldState:
@@ -184,13 +187,17 @@ class WorldState:
                 metadata = file.metadata() or {}
                 flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, SafetensorError) as error:
-            raise StorageError(f"{path} is not a readable world state: {error}; save it again with state.save(path).") from error
+            raise StorageError(
+                f"{path} is not a readable world state: {error}; save it again with state.save(path)."
+            ) from error
         if metadata.get("format") != FORMAT:
-            raise StateError(f"{path} has format {metadata.get('format')!r}, allowed is {FORMAT!r}; save it with this version.")
+            raise StateError(
+                f"{path} has format {metadata.get('format')!r}, allowed is {FORMAT!r}; save it with this version."
+            )
         if metadata["fingerprint"] != model.fingerprint:
             raise StateError(
-                f"{path} was saved by bundle {metadata['fingerprint'][:12]!r}, the loaded one is {model.fingerprint[:12]!r}; "
-                "load the bundle that made it."
+                f"{path} was saved by bundle {metadata['fingerprint'][:12]!r}, the loaded one is "
+                f"{model.fingerprint[:12]!r}; load the bundle that made it."
             )
         template = model.empty_state(flat["chunk"].shape[0], decoder=metadata["tier"] == "full")
         _check_shapes(path, flat, template.tensors())
@@ -213,4 +220,7 @@ def _check_shapes(path: str | Path, flat: dict[str, Tensor], expected: dict[str,
     wrong += [name for name in flat.keys() & expected.keys() if flat[name].shape != expected[name].shape]
     wrong += [name for name in flat.keys() & expected.keys() if flat[name].dtype != expected[name].dtype]
     if wrong:
-        raise StateError(f"{path} differs from the loaded model in {wrong[:3]} ({len(wrong)} tensors); load the bundle and precision that made it.")
+        raise StateError(
+            f"{path} differs from the loaded model in {wrong[:3]} ({len(wrong)} tensors); "
+            "load the bundle and precision that made it."
+        )

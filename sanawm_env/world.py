@@ -1,6 +1,7 @@
 """The one path along which a world advances: `initial` starts worlds from pictures, `step` moves them by one chunk.
 
-No Gymnasium, no files, no globals: weights and config are in `WorldModel`, everything that outlives a step is in `WorldState`.
+No Gymnasium, no files, no globals: weights and config are in `WorldModel`, everything that outlives a step is in
+`WorldState`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sanawm_env.camera import check_rigid, relative_poses
+from sanawm_env.camera import check_intrinsics, check_rigid, relative_poses
 from sanawm_env.conditioning import Conditioning, condition
 from sanawm_env.errors import SceneError, StateError
 from sanawm_env.kernels.philox import normal
@@ -30,7 +31,9 @@ class WorldModel:
     fingerprint: SHA-256 of the bundle the weights came from, "" for a model made in memory.
     """
 
-    def __init__(self, config: WorldConfig, denoiser: Denoiser, autoencoder: Autoencoder, fingerprint: str = "") -> None:
+    def __init__(
+        self, config: WorldConfig, denoiser: Denoiser, autoencoder: Autoencoder, fingerprint: str = ""
+    ) -> None:
         self.config = config
         self.denoiser = denoiser.eval().requires_grad_(False)
         self.autoencoder = autoencoder.eval().requires_grad_(False)
@@ -87,45 +90,61 @@ def initial(
 ) -> tuple[WorldState, StepOutput]:
     """Worlds that start at the given pictures.
 
-    images: uint8 [B, H, W, 3] RGB. seeds: [B], each world's noise. poses: [B, 4, 4] camera-to-world of the pictures in the caller's world
-    (identity by default). intrinsics: [B, 4] in frame pixels (the bundle's by default). horizon: frames after which an episode is cut.
-    Returns the state and the first frame as the autoencoder shows it, frames [B, 1, H, W, 3]. Raises SceneError or PoseError.
+    images: uint8 [B, H, W, 3] RGB. seeds: [B], each world's noise. poses: [B, 4, 4] camera-to-world of the pictures in
+    the caller's world (identity by default). intrinsics: [B, 4] in frame pixels (the bundle's by default). horizon:
+    frames after which an episode is cut. Returns the state and the first frame as the autoencoder shows it, frames [B,
+    1, H, W, 3]. Raises SceneError or PoseError.
     """
     pictures = _check_images(model.config, images)
     batch = pictures.shape[0]
     state = model.empty_state(batch)
-    state.seed = _per_world("seeds", torch.as_tensor(seeds, dtype=torch.int64), batch, ())
+    state.seed = _per_world("seeds", _whole_numbers(seeds), batch, ())
     if poses is not None:
         state.origin = check_rigid(_per_world("poses", torch.as_tensor(poses, dtype=torch.float64), batch, (4, 4)))
     state.pose = state.origin.clone()
     if intrinsics is not None:
-        state.intrinsics = _per_world("intrinsics", torch.as_tensor(intrinsics, dtype=torch.float32), batch, (4,))
+        given = _per_world("intrinsics", torch.as_tensor(intrinsics, dtype=torch.float32), batch, (4,))
+        state.intrinsics = check_intrinsics(given)
     if horizon is not None:
+        if horizon < 1:
+            raise StateError(f"horizon is {horizon}, allowed is >= 1 frame, or None for an episode without end.")
         state.horizon = torch.full((batch,), int(horizon), dtype=torch.int64)
     pixels = pictures.to(model.device).permute(0, 3, 1, 2)[:, :, None].to(model.dtype) / 127.5 - 1
     latents = model.autoencoder.encode(pixels).float()
     state.first_latent = latents[:, 0]
+    assert state.decoder is not None
     shown, state.decoder = model.autoencoder.decode(latents.to(model.dtype), state.decoder)
     return state, StepOutput(to_uint8(shown), latents, state.pose[:, None].clone())
 
 
 @torch.no_grad()
 def step(
-    model: WorldModel, state: WorldState, poses: Tensor | np.ndarray, *, noise: Tensor | None = None, decode: bool = True
+    model: WorldModel,
+    state: WorldState,
+    poses: Tensor | np.ndarray,
+    *,
+    noise: Tensor | None = None,
+    decode: bool = True,
 ) -> tuple[WorldState, StepOutput]:
     """Every world advanced by one chunk along the given camera poses; spends `state`.
 
-    poses: [B, F, 4, 4] camera-to-world in the caller's world; row k is where new frame k is seen. noise: [B, n, channels, h, w] instead of
-    each world's own, for parity tests. decode=False gives latents only and a state of the "plan" tier.
-    Raises PoseError, SpentStateError, or StateError when frames are asked of a "plan" state. On any error the state stays as it was.
+    poses: [B, F, 4, 4] camera-to-world in the caller's world; row k is where new frame k is seen. noise: [B, n,
+    channels, h, w] instead of each world's own, for parity tests. decode=False gives latents only and a state of the
+    "plan" tier. Raises PoseError, SpentStateError, or StateError when frames are asked of a "plan" state. On any error
+    the state stays as it was.
     """
     state.check_usable()
     path = _check_step(model, state, poses, decode)
+    if noise is not None:
+        _check_noise(model.config, noise, state.batch_size)
     groups = [rows for opening in (True, False) if (rows := ((state.chunk == 0) == opening).nonzero()[:, 0]).numel()]
     if len(groups) == 1:
         advanced, output = _advance(model, state, path, noise, decode)
     else:
-        parts = [_advance(model, state.select(rows), path[rows], None if noise is None else noise[rows], decode) for rows in groups]
+        parts = [
+            _advance(model, state.select(rows), path[rows], None if noise is None else noise[rows], decode)
+            for rows in groups
+        ]
         advanced, output = _merge(torch.cat(groups).argsort(), parts)
     state.spend()
     return advanced, output
@@ -150,6 +169,7 @@ def _advance(
     new = latents[:, -config.chunk_latents :]
     frames, cache = None, None
     if decode:
+        assert state.decoder is not None
         pixels, cache = model.autoencoder.decode(new.to(model.dtype), state.decoder)
         frames = to_uint8(pixels)
     advanced = WorldState(
@@ -169,7 +189,9 @@ def _advance(
 
 
 def told(model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid) -> Conditioning:
-    """Conditioning of the next chunk: rays relative to each world's first camera, in model units, on the model's device."""
+    """Conditioning of the next chunk: rays relative to each world's first camera, in model units, on the model's
+    device.
+    """
     config = model.config
     whole = torch.cat([state.pose[:, None], path], dim=1) if chunks.opening else path
     seen = relative_poses(state.origin, whole)
@@ -191,7 +213,9 @@ def _merge(order: Tensor, parts: list[tuple[WorldState, StepOutput]]) -> tuple[W
     """Rows of several calls back in the order of the batch."""
     states, outputs = zip(*parts, strict=True)
     flat = [state.tensors() for state in states]
-    merged = states[0].map(lambda name, _: torch.cat([tensors[name] for tensors in flat])[order.to(flat[0][name].device)])
+    merged = states[0].map(
+        lambda name, _: torch.cat([tensors[name] for tensors in flat])[order.to(flat[0][name].device)]
+    )
 
     def joined(tensors: list[Tensor]) -> Tensor:
         return torch.cat(tensors)[order.to(tensors[0].device)]
@@ -205,25 +229,48 @@ def _check_step(model: WorldModel, state: WorldState, poses: Tensor | np.ndarray
     path = check_rigid(_per_world("poses", path, state.batch_size, (model.config.frames_per_chunk, 4, 4)))
     if state.fingerprint != model.fingerprint:
         raise StateError(
-            f"state is of bundle {state.fingerprint[:12]!r}, the model is {model.fingerprint[:12]!r}; step it with its own model."
+            f"state is of bundle {state.fingerprint[:12]!r}, the model is {model.fingerprint[:12]!r}; "
+            "step it with its own model."
         )
     if decode and state.decoder is None:
-        raise StateError('frames were asked of a state of tier "plan"; pass decode=False, or step a "full" state all along.')
+        raise StateError(
+            'frames were asked of a state of tier "plan"; pass decode=False, or step a "full" state all along.'
+        )
     return path
 
 
+def _whole_numbers(seeds: Sequence[int] | Tensor) -> Tensor:
+    values = seeds.tolist() if isinstance(seeds, Tensor) else [*seeds]
+    wrong = [seed for seed in values if int(seed) != seed or not -(2**63) <= seed < 2**63]
+    if wrong:
+        raise StateError(
+            f"seeds hold {wrong[0]!r}, allowed are whole numbers of 64 bits; draw them with randrange(2**63)."
+        )
+    return torch.tensor([int(seed) for seed in values], dtype=torch.int64)
+
+
+def _check_noise(config: WorldConfig, noise: Tensor, batch: int) -> None:
+    shape = (batch, config.chunk_latents, config.denoiser.in_channels, *config.grid)
+    if tuple(noise.shape) != shape:
+        raise StateError(f"noise has shape {tuple(noise.shape)}, expected {shape}: one draw for each new latent.")
+
+
 def _check_images(config: WorldConfig, images: Tensor | np.ndarray) -> Tensor:
-    pictures = torch.as_tensor(images)
     allowed = (config.height, config.width, 3)
+    if not isinstance(images, Tensor | np.ndarray) or not len(images):
+        raise SceneError(f"first pictures are {images!r:.40}, allowed is an array uint8 [B, *{allowed}] with B >= 1.")
+    pictures = torch.as_tensor(images)
     if pictures.dtype != torch.uint8 or pictures.ndim != 4 or tuple(pictures.shape[1:]) != allowed:
         raise SceneError(
-            f"first pictures are {pictures.dtype} of shape {tuple(pictures.shape)}, allowed is uint8 [B, {config.height}, {config.width}, 3]; "
-            "resize to this size and drop an alpha channel."
+            f"first pictures are {pictures.dtype} of shape {tuple(pictures.shape)}, allowed is uint8 "
+            f"[B, {config.height}, {config.width}, 3]; resize to this size and drop an alpha channel."
         )
     return pictures
 
 
 def _per_world(name: str, value: Tensor, batch: int, shape: tuple[int, ...]) -> Tensor:
     if tuple(value.shape) != (batch, *shape):
-        raise StateError(f"{name} has shape {tuple(value.shape)}, expected {(batch, *shape)}: one row a world for {batch} worlds.")
+        raise StateError(
+            f"{name} has shape {tuple(value.shape)}, expected {(batch, *shape)}: one row a world for {batch} worlds."
+        )
     return value

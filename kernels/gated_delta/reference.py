@@ -1,8 +1,8 @@
 """Frame-wise gated delta rule in plain PyTorch, written to be read (spec dit.md 3.8).
 
-One recurrence step per latent frame: the S tokens of a frame act at once and all read the state before the update. P, not I - P, is formed,
-so that low-precision operands lose nothing (spec dit.md 6.3). Letters: B worlds, T frames, S tokens a frame, N heads, D key lanes, E value lanes,
-K chunks.
+One recurrence step per latent frame: the S tokens of a frame act at once and all read the state before the update. P,
+not I - P, is formed, so that low-precision operands lose nothing (spec dit.md 6.3). Letters: B worlds, T frames, S
+tokens a frame, N heads, D key lanes, E value lanes, K chunks.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 
-def delta_scan(gram: Tensor, write: Tensor, decay: Tensor, state: Tensor, chunks: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def delta_scan(
+    gram: Tensor, write: Tensor, decay: Tensor, state: Tensor, chunks: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
     """Forward (inclusive) plus backward (exclusive, inside a chunk) states of every frame.
 
     gram: [B, T, N, D, D], sum of beta k k^T of each frame. write: [B, T, N, D, E], sum of beta k v^T. decay: [B, T, N].
-    state: [B, N, D, E] carried in. chunks: lengths whose sum is T; the backward scan starts from zero at each chunk's end.
-    Returns the state each frame reads, [B, T, N, D, E], and the forward state after each chunk, [B, K, N, D, E].
+    state: [B, N, D, E] carried in. chunks: lengths whose sum is T; the backward scan starts from zero at each chunk's
+    end. Returns the state each frame reads, [B, T, N, D, E], and the forward state after each chunk, [B, K, N, D, E].
     """
     g = decay[..., None, None]
     forward = []
@@ -52,8 +54,8 @@ def gated_delta(
 ) -> tuple[Tensor, Tensor]:
     """Gated delta rule without normaliser: the camera branch.
 
-    q, k: [B, T, S, N, D]; v: [B, T, S, N, E]; beta: [B, T, S, N]; decay: [B, T, N] in (0, 1); state: [B, N, D, E]; computed in fp32.
-    Returns the read-out [B, T, S, N, E] and the state after each chunk [B, K, N, D, E].
+    q, k: [B, T, S, N, D]; v: [B, T, S, N, E]; beta: [B, T, S, N]; decay: [B, T, N] in (0, 1); state: [B, N, D, E];
+    computed in fp32. Returns the read-out [B, T, S, N, E] and the state after each chunk [B, K, N, D, E].
     """
     with torch.autocast(q.device.type, enabled=False):
         frames = (*q.shape[:2], q.shape[3])
@@ -95,7 +97,9 @@ def normalised_gated_delta(
 def token_recurrence(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, state: Tensor, chunks: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """`gated_delta` from the recurrence's definition, token sums written out, one frame at a time; the oracle of its tests."""
+    """`gated_delta` from the recurrence's definition, token sums written out, one frame at a time; the oracle of its
+    tests.
+    """
     frames = q.shape[1]
     chunk_of = [index for index, length in enumerate(chunks) for _ in range(length)]
     forward: list[Tensor] = []

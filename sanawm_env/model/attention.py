@@ -24,8 +24,8 @@ from sanawm_env.model.window import WindowReader
 class Geometry:
     """Positions and rays of one call, shared by its blocks.
 
-    rotation, rays: of the call's own tokens. still_rotation, still_rays: the same with temporal angle 0, for keys that are stored before
-    their temporal rotation. position: [B, T] absolute latent index.
+    rotation, rays: of the call's own tokens. still_rotation, still_rays: the same with temporal angle 0, for keys that
+    are stored before their temporal rotation. position: [B, T] absolute latent index.
     """
 
     position: Tensor
@@ -55,7 +55,9 @@ class SelfAttention(nn.Module):
     def forward(
         self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
     ) -> tuple[Tensor, Memory]:
-        """u [B, T, S, C] modulated tokens. Returns the block's output and, if asked for, its memory after each chunk."""
+        """u [B, T, S, C] modulated tokens. Returns the block's output and, if asked for, its memory after each
+        chunk.
+        """
         main, camera, after = self.mix(u, geometry, chunks, memory, collect=collect)
         mixed = main.flatten(-2).to(u.dtype) + self.out_proj_cam(camera.flatten(-2).to(u.dtype))
         gated = mixed.float() * functional.silu(self.output_gate(u).float())
@@ -98,7 +100,8 @@ class ShortConvolution(nn.Module):
 class GatedDeltaAttention(SelfAttention):
     """Frame-wise gated delta rule with carried state (spec dit.md 3.8).
 
-    Memory: state [B, N, D, D], normaliser [B, N, D], camera_state [B, N, D, D], fp32; k_tail, k_cam_tail [B, taps - 1, S, C].
+    Memory: state [B, N, D, D], normaliser [B, N, D], camera_state [B, N, D, D], fp32; k_tail, k_cam_tail [B, taps - 1,
+    S, C].
     """
 
     def __init__(self, config: DenoiserConfig) -> None:
@@ -116,11 +119,21 @@ class GatedDeltaAttention(SelfAttention):
         return main, camera, after | camera_after
 
     def _decay(self, u: Tensor) -> Tensor:
-        step = world_by_world(functional.softplus, padded_linear(self.gate_proj, u.mean(dim=2)).float() + self.dt_bias.float())
+        step = world_by_world(
+            functional.softplus, padded_linear(self.gate_proj, u.mean(dim=2)).float() + self.dt_bias.float()
+        )
         return world_by_world(torch.exp, -self.A_log.float().exp() * step)
 
     def _main(
-        self, u: Tensor, beta: Tensor, decay: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
+        self,
+        u: Tensor,
+        beta: Tensor,
+        decay: Tensor,
+        geometry: Geometry,
+        chunks: ChunkGrid,
+        memory: Memory,
+        *,
+        collect: bool,
     ) -> tuple[Tensor, Memory]:
         q, raw_k, v = self.qkv(u).chunk(3, dim=-1)
         k = self.conv_k(raw_k, memory["k_tail"], chunks, crossing=True)
@@ -128,13 +141,34 @@ class GatedDeltaAttention(SelfAttention):
         k = functional.relu(self.split_heads(self.k_norm(k)).float()) * self._key_scale(u)
         rotation = geometry.rotation if self.config.gdn_time_rope else geometry.still_rotation
         out, state, normaliser = normalised_gated_delta(
-            q, k, rotation(q), rotation(k), self.split_heads(v), beta, decay, memory["state"], memory["normaliser"], chunks.lengths
+            q,
+            k,
+            rotation(q),
+            rotation(k),
+            self.split_heads(v),
+            beta,
+            decay,
+            memory["state"],
+            memory["normaliser"],
+            chunks.lengths,
         )
-        after = {"state": state, "normaliser": normaliser, "k_tail": _tails(raw_k, memory["k_tail"], chunks)} if collect else {}
+        after = (
+            {"state": state, "normaliser": normaliser, "k_tail": _tails(raw_k, memory["k_tail"], chunks)}
+            if collect
+            else {}
+        )
         return out, after
 
     def _camera(
-        self, u: Tensor, beta: Tensor, decay: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
+        self,
+        u: Tensor,
+        beta: Tensor,
+        decay: Tensor,
+        geometry: Geometry,
+        chunks: ChunkGrid,
+        memory: Memory,
+        *,
+        collect: bool,
     ) -> tuple[Tensor, Memory]:
         rays = geometry.rays if self.config.gdn_time_rope else geometry.still_rays
         raw_k = self.k_proj_cam(u)
@@ -158,8 +192,8 @@ class GatedDeltaAttention(SelfAttention):
 class SoftmaxAttention(SelfAttention):
     """Softmax over the current chunk, the sink and the previous chunks (spec dit.md 3.9 and 4.5).
 
-    Memory: sink_<x> [B, 1 + n, S, N, D] and previous_<x> [B, slots n, S, N, D] for x in k, v (main), ke, ve (camera). With a sink span the
-    sink's k, ke, ve are stored before their temporal rotation and turned on reading.
+    Memory: sink_<x> [B, 1 + n, S, N, D] and previous_<x> [B, slots n, S, N, D] for x in k, v (main), ke, ve (camera).
+    With a sink span the sink's k, ke, ve are stored before their temporal rotation and turned on reading.
     """
 
     def mix(
@@ -212,5 +246,3 @@ def _inflation(seen: Tensor, plain: Tensor) -> Tensor:
     """Mean over a frame's tokens of how much the ray transform stretched the squared keys, [B, T, 1, N]."""
     stretched, before = (torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-6) for x in (seen, plain))
     return (stretched / before).square().mean(dim=2, keepdim=True)
-
-

@@ -15,12 +15,12 @@ from sanawm_env.errors import ConfigError
 class ChunkGrid:
     """The chunks of one call of the denoiser.
 
-    lengths: latent frames of consecutive chunks. opening: the first of them is chunk 0 of its world.
-    filled, slot: for a call that continues worlds, how many previous-chunk slots of each world's window are in use, and the slot that this
-    chunk will take; both on the host, one entry a world.
+    lengths: latent frames of consecutive chunks. opening: the first of them is chunk 0 of its world. filled, slot: for
+    a call that continues worlds, how many previous-chunk slots of each world's window are in use, and the slot that
+    this chunk will take; both on the host, one entry a world.
 
-    A streaming call holds one chunk; a one-pass call opens the world and holds all chunks of a clip; a bidirectional call is one long
-    opening chunk.
+    A streaming call holds one chunk; a one-pass call opens the world and holds all chunks of a clip; a bidirectional
+    call is one long opening chunk.
     """
 
     lengths: tuple[int, ...]
@@ -58,7 +58,8 @@ def clip_chunks(frames: int, chunk_latents: int) -> ChunkGrid:
     later, rest = divmod(frames - 1, chunk_latents)
     if rest or later < 1:
         raise ConfigError(
-            f"clip has {frames} latent frames, allowed are 1 + {chunk_latents} k with k >= 1; cut or extend the trajectory."
+            f"clip has {frames} latent frames, allowed are 1 + {chunk_latents} k with k >= 1; "
+            "cut or extend the trajectory."
         )
     return ChunkGrid((chunk_latents + 1, *(chunk_latents,) * (later - 1)), opening=True)
 

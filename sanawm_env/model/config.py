@@ -13,7 +13,8 @@ from sanawm_env.model.autoencoder import AutoencoderConfig
 class Behaviour:
     """Arithmetic in which the public implementations differ on equal weights (spec dit.md 0.3).
 
-    A softmax scale of "head" is head_dim ** -0.5; "pad128" is the scale of a head zero-padded to a multiple of 128 lanes.
+    A softmax scale of "head" is head_dim ** -0.5; "pad128" is the scale of a head zero-padded to a multiple of 128
+    lanes.
     """
 
     downscale_gdn: bool
@@ -34,7 +35,11 @@ BEHAVIOURS = {
         downscale_gdn=True, downscale_softmax=True, scale_main="pad128", scale_camera="pad128", camera_conv_cached=False
     ),
     "nvlabs_release_stream": Behaviour(
-        downscale_gdn=False, downscale_softmax=False, scale_main="pad128", scale_camera="pad128", camera_conv_cached=False
+        downscale_gdn=False,
+        downscale_softmax=False,
+        scale_main="pad128",
+        scale_camera="pad128",
+        camera_conv_cached=False,
     ),
     "nvlabs_train": Behaviour(
         downscale_gdn=False, downscale_softmax=False, scale_main="head", scale_camera="head", camera_conv_cached=True
@@ -46,11 +51,12 @@ BEHAVIOURS = {
 class DenoiserConfig:
     """Shape of a SANA-WM denoiser; the defaults are the released 2.66 B model (spec dit.md 1.1).
 
-    caption_channels: width of text embeddings, None for a model without text. chunk_latents: latent frames a chunk; the first chunk has
-    one more. window_chunks: chunks whose keys softmax blocks read beside the current one, the sink (chunk 0) among them; None keeps all,
-    which only the one-pass execution can. sink_span: latent frames beyond which the sink's distance no longer grows, None for no limit.
-    gdn_time_rope: whether the recurrent blocks rotate by the frame index (off makes their memory independent of age).
-    prediction: what the final layer gives, the velocity (noise - clean) or the clean latents.
+    caption_channels: width of text embeddings, None for a model without text. chunk_latents: latent frames a chunk; the
+    first chunk has one more. window_chunks: chunks whose keys softmax blocks read beside the current one, the sink
+    (chunk 0) among them; None keeps all, which only the one-pass execution can. sink_span: latent frames beyond which
+    the sink's distance no longer grows, None for no limit. gdn_time_rope: whether the recurrent blocks rotate by the
+    frame index (off makes their memory independent of age). prediction: what the final layer gives, the velocity (noise
+    - clean) or the clean latents.
     """
 
     in_channels: int = 128
@@ -75,10 +81,13 @@ class DenoiserConfig:
             raise ConfigError(f"behaviour is {self.behaviour!r}; {nearest(self.behaviour, BEHAVIOURS)}")
         if self.hidden_size % self.head_dim or self.head_dim % 8:
             raise ConfigError(
-                f"head_dim is {self.head_dim} for hidden_size {self.hidden_size}; it must be a multiple of 8 that divides hidden_size."
+                f"head_dim is {self.head_dim} for hidden_size {self.hidden_size}; "
+                "it must be a multiple of 8 that divides hidden_size."
             )
         if self.chunk_latents < 2:
-            raise ConfigError(f"chunk_latents is {self.chunk_latents}, allowed >= 2: one frame leaves the backward scan unused.")
+            raise ConfigError(
+                f"chunk_latents is {self.chunk_latents}, allowed >= 2: one frame leaves the backward scan unused."
+            )
         if self.window_chunks is not None and self.window_chunks < 2:
             raise ConfigError(f"window_chunks is {self.window_chunks}, allowed >= 2 (sink and previous chunk) or None.")
 
@@ -105,8 +114,9 @@ class DenoiserConfig:
 class WorldConfig:
     """One world model: its parts, its clock and its units.
 
-    fps: frames a second of world time. height, width: frame size in pixels. intrinsics: default (fx, fy, cx, cy) in frame pixels.
-    timesteps: noise levels of the few-step sampler, 1 .. 1000, falling. units_per_metre: model units a metre, None when unknown.
+    fps: frames a second of world time. height, width: frame size in pixels. intrinsics: default (fx, fy, cx, cy) in
+    frame pixels. timesteps: noise levels of the few-step sampler, 1 .. 1000, falling. units_per_metre: model units a
+    metre, None when unknown.
     """
 
     name: str
@@ -125,7 +135,8 @@ class WorldConfig:
             raise ConfigError(f"timesteps are {self.timesteps}, allowed is a falling list within 1 .. 1000.")
         if self.height % self.spatial_stride or self.width % self.spatial_stride:
             raise ConfigError(
-                f"frame size is {self.height}x{self.width}, allowed are multiples of the spatial stride {self.spatial_stride}."
+                f"frame size is {self.height}x{self.width}, allowed are multiples of the spatial stride, "
+                f"{self.spatial_stride}."
             )
 
     @property
@@ -180,7 +191,9 @@ def rooms_config() -> WorldConfig:
 
 
 def tiny_config() -> WorldConfig:
-    """A world that builds and steps within a second, for tests: 32x40 frames, the Rooms strides, chunks of two latents."""
+    """A world that builds and steps within a second, for tests: 32x40 frames, the Rooms strides, chunks of two
+    latents.
+    """
     denoiser = DenoiserConfig(
         in_channels=8,
         hidden_size=32,

@@ -1,7 +1,7 @@
 """The denoiser of SANA-WM, from the released 2.66 B model down to Rooms: one class, three ways to run it (spec dit.md).
 
-Bidirectional (one long opening chunk), one-pass chunk-causal (all chunks of a clip) and streaming (one chunk that continues a memory) are the
-same function on different chunk grids. Parameter names are those of the public checkpoints.
+Bidirectional (one long opening chunk), one-pass chunk-causal (all chunks of a clip) and streaming (one chunk that
+continues a memory) are the same function on different chunk grids. Parameter names are those of the public checkpoints.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ class CrossAttention(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.heads = config.cross_heads
-        self.q_linear, self.kv_linear, self.proj = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+        self.q_linear, self.kv_linear, self.proj = (
+            nn.Linear(width, width),
+            nn.Linear(width, 2 * width),
+            nn.Linear(width, width),
+        )
         self.q_norm, self.k_norm = RMSNorm(width, 1e-6), RMSNorm(width, 1e-6)
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
@@ -85,7 +89,9 @@ class Block(nn.Module):
         memory: Memory,
         collect: bool,
     ) -> tuple[Tensor, Memory]:
-        """x [B, T, S, C]; modulation [B, T, 6, C] of the timesteps. Returns x and, if asked for, the memory after each chunk."""
+        """x [B, T, S, C]; modulation [B, T, 6, C] of the timesteps. Returns x and, if asked for, the memory after
+        each chunk.
+        """
         table = self.scale_shift_table + modulation
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = table.to(x.dtype)[:, :, :, None].unbind(2)
         mixed, after = self.attn(modulated(x, shift_a, scale_a), geometry, chunks, memory, collect=collect)
@@ -122,7 +128,7 @@ class Denoiser(nn.Module):
         self.config = config
         self.x_embedder = PointEmbedding(config.in_channels, width)
         self.t_embedder = TimestepEmbedder(width)
-        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.t_block = nn.ModuleList([nn.SiLU(), nn.Linear(width, 6 * width)])
         self.plucker_embedder = PointEmbedding(config.plucker_channels, width)
         self.raymap_embedder = PointEmbedding(3, width)  # in every public checkpoint, without effect (spec dit.md 3.2)
         if config.caption_channels is not None:
@@ -147,14 +153,16 @@ class Denoiser(nn.Module):
     ) -> tuple[Tensor, list[Memory]]:
         """One pass over the chunks of `chunks`.
 
-        latents: [B, T, channels, h, w]. timestep: [B, T], 0 .. 1000, 0 on clean frames. memory: one dict a block, as `memory()` or an earlier
-        pass gives; only read. Returns the prediction (`config.prediction`) in the latents' shape and dtype and, with `collect`, each block's
-        memory after each chunk, [B, K, ...].
+        latents: [B, T, channels, h, w]. timestep: [B, T], 0 .. 1000, 0 on clean frames. memory: one dict a block, as
+        `memory()` or an earlier pass gives; only read. Returns the prediction (`config.prediction`) in the latents'
+        shape and dtype and, with `collect`, each block's memory after each chunk, [B, K, ...].
         """
         grid = (latents.shape[-2], latents.shape[-1])
         x = self.x_embedder(latents.flatten(3).transpose(2, 3))
         time = self.t_embedder(timestep)
-        modulation = padded_linear(self.t_block[1], self.t_block[0](time)).unflatten(-1, (6, -1))
+        activation, widen = self.t_block
+        assert isinstance(widen, nn.Linear)
+        modulation = padded_linear(widen, activation(time)).unflatten(-1, (6, -1))
         plucker = self.plucker_embedder(given.plucker)
         text = self._text(given)
         geometry = self._geometry(given, grid)
@@ -194,7 +202,9 @@ class Denoiser(nn.Module):
         if config.is_softmax(block):
             if config.window_chunks is not None:
                 lengths = {"sink": config.chunk_latents + 1, "previous": config.previous_latents}
-                kept |= {f"{part}_{name}": zeros(n, tokens, heads, width) for part, n in lengths.items() for name in NAMES}
+                kept |= {
+                    f"{part}_{name}": zeros(n, tokens, heads, width) for part, n in lengths.items() for name in NAMES
+                }
             return kept
         tail = (config.conv_kernel - 1, tokens, config.hidden_size)
         square = (heads, width, width)
@@ -215,7 +225,9 @@ class Denoiser(nn.Module):
         rotary = RotaryFrequencies(self.config.head_dim)
 
         def encoding(*, time: bool) -> RayEncoding:
-            return RayEncoding(given.to_ray, given.from_ray, rotary.rotation(given.position, grid, camera=True, time=time))
+            return RayEncoding(
+                given.to_ray, given.from_ray, rotary.rotation(given.position, grid, camera=True, time=time)
+            )
 
         return Geometry(
             position=given.position,

@@ -43,7 +43,9 @@ class TimestepEmbedder(nn.Module):
 
 
 def padded_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`layer(x)` on at least four rows: on a CPU, products of fewer rows take another kernel and so depend on the batch."""
+    """`layer(x)` on at least four rows: on a CPU, products of fewer rows take another kernel and so depend on the
+    batch.
+    """
     rows = x.reshape(-1, x.shape[-1])
     missing = 4 - rows.shape[0]
     if missing <= 0 or x.device.type != "cpu":
@@ -54,8 +56,8 @@ def padded_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 def world_by_world(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`function` of every element of x [B, ...], with the same rounding whoever shares the batch.
 
-    A CPU computes exponentials in whole vectors and those left over at the end one by one, which rounds otherwise; padding each world's
-    elements to whole vectors leaves none over.
+    A CPU computes exponentials in whole vectors and those left over at the end one by one, which rounds otherwise;
+    padding each world's elements to whole vectors leaves none over.
     """
     if x.device.type != "cpu":
         return function(x)
@@ -82,7 +84,9 @@ class Rotation:
 
 @dataclass(frozen=True, eq=False)
 class RotaryFrequencies:
-    """Split of a head's pairs into time, row and column, and the camera branch's leading part of each (spec dit.md 3.5)."""
+    """Split of a head's pairs into time, row and column, and the camera branch's leading part of each (spec dit.md
+    3.5).
+    """
 
     head_dim: int
 
@@ -121,7 +125,9 @@ class RotaryFrequencies:
         full = (*position.shape, grid[0] * grid[1], -1)
 
         def joined(wave: Callable[[Tensor], Tensor]) -> Tensor:
-            return torch.cat([wave(along).float().expand(full), wave(across).float().expand(full)], dim=-1)[:, :, :, None]
+            return torch.cat([wave(along).float().expand(full), wave(across).float().expand(full)], dim=-1)[
+                :, :, :, None
+            ]
 
         return Rotation(joined(torch.cos), joined(torch.sin))
 
@@ -147,7 +153,9 @@ def transform_rays(x: Tensor, matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class RayEncoding:
-    """UCPE encoding of one call's tokens: half of each head by ray transforms, half by the camera's rotary angles (spec dit.md 3.8.4)."""
+    """UCPE encoding of one call's tokens: half of each head by ray transforms, half by the camera's rotary angles
+    (spec dit.md 3.8.4).
+    """
 
     to_ray: Tensor
     from_ray: Tensor
@@ -168,6 +176,8 @@ class RayEncoding:
 
 
 def downscale(encoded: Tensor, plain: Tensor) -> Tensor:
-    """`encoded` shrunk, a token and head at a time, so that its RMS does not exceed that of `plain` (spec dit.md 3.8.4)."""
+    """`encoded` shrunk, a token and head at a time, so that its RMS does not exceed that of `plain` (spec dit.md
+    3.8.4).
+    """
     rms = [torch.sqrt(x.float().square().mean(-1, keepdim=True) + 1e-6) for x in (plain, encoded)]
     return encoded * (rms[0] / rms[1].clamp_min(1e-6)).clamp_max(1.0)

@@ -21,7 +21,9 @@ class NamedConv(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """x [B, T, S, C] to [B, T, S, C]; the temporal convolution reads the last frame of the chunk before, never beyond its own chunk."""
+    """x [B, T, S, C] to [B, T, S, C]; the temporal convolution reads the last frame of the chunk before, never
+    beyond its own chunk.
+    """
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()

@@ -15,7 +15,9 @@ SLOWEST_DECAY, FASTEST_DECAY = 0.004, 0.13
 
 @torch.no_grad()
 def initialise(denoiser: Denoiser) -> Denoiser:
-    """Fills the weights in place: residual outputs zero, so that a fresh model is its own embedding, and slow decays."""
+    """Fills the weights in place: residual outputs zero, so that a fresh model is its own embedding, and slow
+    decays.
+    """
     for module in denoiser.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             _matrix(module)
@@ -31,7 +33,7 @@ def initialise(denoiser: Denoiser) -> Denoiser:
             for silent in (module.plucker_proj, module.mlp.point_conv.conv, module.mlp.t_conv, module.attn.proj):
                 silent.weight.zero_()
     nn.init.zeros_(denoiser.final_layer.linear.weight)
-    nn.init.normal_(denoiser.t_block[1].weight, std=0.02)
+    nn.init.normal_(denoiser.get_parameter("t_block.1.weight"), std=0.02)
     return denoiser
 
 

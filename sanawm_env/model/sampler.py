@@ -1,4 +1,6 @@
-"""Few-step sampler of the distilled model: deterministic Euler steps down a short list of noise levels (spec rollout.md 6.4)."""
+"""Few-step sampler of the distilled model: deterministic Euler steps down a short list of noise levels (spec
+rollout.md 6.4).
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ def denoise(
 ) -> Tensor:
     """Latents of one chunk from noise [B, T, channels, h, w]; reads the memory, writes nothing.
 
-    clean: [B, k, channels, h, w] known latents in front of the noise (the first picture), kept at noise level 0. Returns
-    [B, k + T, channels, h, w].
+    clean: [B, k, channels, h, w] known latents in front of the noise (the first picture), kept at noise level 0.
+    Returns [B, k + T, channels, h, w].
     """
     known = 0 if clean is None else clean.shape[1]
     x = noise if clean is None else torch.cat([clean.to(noise.dtype), noise], dim=1)
@@ -31,6 +33,6 @@ def denoise(
         tau = torch.full(x.shape[:2], float(level), device=x.device)
         tau[:, :known] = 0
         seen = denoiser.predict_clean(x, tau, given, chunks, memory)
-        # The Euler step x - (s - s') v with v = (x - clean) / s, written so that the last step is exactly the prediction.
+        # The Euler step x - (s - s') v with v = (x - clean) / s, written so that the last step is the prediction.
         x = torch.cat([x[:, :known], (seen + following / level * (x - seen))[:, known:]], dim=1)
     return x

@@ -1,4 +1,6 @@
-"""The softmax blocks' window: what each chunk reads, and what is kept for the chunks that follow (spec dit.md 4.5 and 4.6)."""
+"""The softmax blocks' window: what each chunk reads, and what is kept for the chunks that follow (spec dit.md 4.5
+and 4.6).
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ NAMES = ("k", "v", "ke", "ve")
 class WindowReader:
     """Keys and values that the chunks of one call read, laid out as [current | sink | previous].
 
-    position: [B, T]. keys: this call's k, v, ke, ve, [B, T, S, N, D]. sink: sink_<x> of the world, from this call when it opens the
-    world. memory: holds previous_<x> when the call continues the world.
+    position: [B, T]. keys: this call's k, v, ke, ve, [B, T, S, N, D]. sink: sink_<x> of the world, from this call when
+    it opens the world. memory: holds previous_<x> when the call continues the world.
     """
 
     config: DenoiserConfig
@@ -47,7 +49,14 @@ class WindowReader:
         tokens, heads, width = q.shape[2:]
         start = self.position[:, 0]
         k, v = (
-            torch.cat([self.keys[name], self._turned(name, self.sink[f"sink_{name}"], start), self.memory[f"previous_{name}"]], dim=1)
+            torch.cat(
+                [
+                    self.keys[name],
+                    self._turned(name, self.sink[f"sink_{name}"], start),
+                    self.memory[f"previous_{name}"],
+                ],
+                dim=1,
+            )
             for name in (key, value)
         )
         own = self.chunks.frames + self.sink[f"sink_{key}"].shape[1]
@@ -97,7 +106,9 @@ class WindowReader:
         return torch.cat(parts, dim=1).flatten(1, 2)
 
     def _turned(self, name: str, sink: Tensor, start: Tensor) -> Tensor:
-        """Sink keys as a chunk starting at latent `start` [B] sees them: never farther than `sink_span` frames behind."""
+        """Sink keys as a chunk starting at latent `start` [B] sees them: never farther than `sink_span` frames
+        behind.
+        """
         span = self.config.sink_span
         if span is None or name == "v":
             return sink
@@ -110,7 +121,9 @@ class WindowReader:
         return torch.cat([sink[..., :first], rotation(sink[..., first:last]).to(sink.dtype), sink[..., last:]], dim=-1)
 
     def after(self) -> dict[str, Tensor]:
-        """Sink and previous slots as the next chunk will read them, after each chunk of the call: [B, K, frames, S, N, D]."""
+        """Sink and previous slots as the next chunk will read them, after each chunk of the call: [B, K, frames, S,
+        N, D].
+        """
         kept = {}
         for name in NAMES:
             sink = self.sink[f"sink_{name}"]
@@ -121,7 +134,9 @@ class WindowReader:
     def _previous_after(self, name: str) -> Tensor:
         keys, slots = self.keys[name], self._slots
         if slots is None:
-            raise ConfigError("window_chunks is None: only the one-pass execution can keep every chunk; set it to 2 or more.")
+            raise ConfigError(
+                "window_chunks is None: only the one-pass execution can keep every chunk; set it to 2 or more."
+            )
         length = self.config.chunk_latents
         if not self.chunks.opening:
             old = self.memory[f"previous_{name}"].unflatten(1, (slots, length))

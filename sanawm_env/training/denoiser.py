@@ -1,4 +1,6 @@
-"""Stage `rooms-denoiser`: the Rooms denoiser from random weights, on one GPU, by wall clock and over as many runs as it takes."""
+"""Stage `rooms-denoiser`: the Rooms denoiser from random weights, on one GPU, by wall clock and over as many runs as
+it takes.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ from sanawm_env.training.loop import (
     save_checkpoint,
     set_rate,
 )
-from sanawm_env.training.ranks import Ranks
 from sanawm_env.training.objective import Levels, imagined, mixture_loss, noised, streamed_loss
+from sanawm_env.training.ranks import Ranks
 from sanawm_env.world import WorldModel, initial, step
 
 VALIDATION_SEED = HELD_OUT_SEEDS + 500_000_000  # apart from the seeds that `sanawm eval rooms` uses
@@ -41,11 +43,12 @@ VALIDATION_SEED = HELD_OUT_SEEDS + 500_000_000  # apart from the seeds that `san
 class DenoiserTraining:
     """Settings of the stage.
 
-    out: folder of the checkpoint. minutes: wall clock of this run; total_minutes: of the whole schedule, over all runs. batch: clips a step.
-    latents, long_latents: latent frames of the clips, and of those in the last `long_share` of the schedule (batch cut in proportion).
-    bank, source_batch, fresh_every, workers: clips kept on the device, clips rendered at once, steps between refreshes, planning processes.
-    mixture_share: share of steps on the timestep mixture. context_noise: largest share of noise mixed into the history.
-    imagined_share: share of steps, from `imagined_from` of the schedule on, whose history is what the model itself sees.
+    out: folder of the checkpoint. minutes: wall clock of this run; total_minutes: of the whole schedule, over all runs.
+    batch: clips a step. latents, long_latents: latent frames of the clips, and of those in the last `long_share` of the
+    schedule (batch cut in proportion). bank, source_batch, fresh_every, workers: clips kept on the device, clips
+    rendered at once, steps between refreshes, planning processes. mixture_share: share of steps on the timestep
+    mixture. context_noise: largest share of noise mixed into the history. imagined_share: share of steps, from
+    `imagined_from` of the schedule on, whose history is what the model itself sees.
     """
 
     out: Path
@@ -97,7 +100,9 @@ class DenoiserRun:
             self.ema.state = saved["ema"]
         self.step = self.first_step = int(saved.get("step", 0))
         self.clock = WallClock(settings.minutes, settings.total_minutes, float(saved.get("seconds", 0.0)))
-        self.optimisers = make_optimisers(self.denoiser, lr=settings.lr, muon_lr=settings.muon_lr, plain=_kept_from_muon)
+        self.optimisers = make_optimisers(
+            self.denoiser, lr=settings.lr, muon_lr=settings.muon_lr, plain=_kept_from_muon
+        )
         for optimiser, state in zip(self.optimisers, saved.get("optimisers", []), strict=False):
             optimiser.load_state_dict(state)
         self.plain = copy.deepcopy(self.denoiser)  # runs the validation without recompiling anything
@@ -169,7 +174,9 @@ class DenoiserRun:
             old.source.close()
         latents = settings.long_latents if is_long else settings.latents
         # Every run and phase draws scenes that no other one has drawn.
-        first_seed = settings.first_seed + 100_000_000 * self.ranks.index + 40_000_000 * int(is_long) + 1000 * self.first_step
+        first_seed = (
+            settings.first_seed + 100_000_000 * self.ranks.index + 40_000_000 * int(is_long) + 1000 * self.first_step
+        )
         source = ClipSource(
             self.world,
             self.autoencoder,
@@ -240,32 +247,31 @@ class DenoiserRun:
             count = self.world.frames_per_chunk
             for begin in range(1, frames + 1, count):
                 state, output = step(model, state, path[:, begin : begin + count])
+                assert output.frames is not None
                 error = (output.frames[:, -1].float() - truth[:, begin + count - 1].float()).square().mean((1, 2, 3))
                 result[f"psnr_{begin + count - 1}"] = round(float((10 * torch.log10(255**2 / error)).mean()), 2)
         return {name: result[name] for name in ("psnr_8", "psnr_32", "psnr_64") if name in result}
 
 
+@torch.no_grad()
 def channel_weights(autoencoder: Autoencoder, latents: Tensor, size: float = 0.3) -> Tensor:
-    """How much of the picture each latent channel carries, mean 1: the change of pixels when noise is put into that channel alone.
+    """How much of the picture each latent channel carries, mean 1: the change of pixels when noise is put into that
+    channel alone.
 
     latents: [B, T, channels, h, w].
     """
-
-    def shown(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            cache = autoencoder.initial_cache(x.shape[0], *x.shape[-2:], autoencoder.dtype, x.device)
-            return autoencoder.decode(x, cache)[0].float()
-
-    plain = shown(latents)
+    plain = autoencoder.decode_clip(latents).float()
     weights = []
     for channel in range(latents.shape[2]):
         changed = latents.clone()
         changed[:, :, channel] += size * torch.randn_like(changed[:, :, channel])
-        weights.append((shown(changed) - plain).square().mean())
+        weights.append((autoencoder.decode_clip(changed).float() - plain).square().mean())
     weight = torch.stack(weights)
     return (weight / weight.mean()).clamp(0.2, 4.0)
 
 
 def _kept_from_muon(name: str) -> bool:
     """Embeddings, the final layer and the gates learn better from AdamW; depthwise filters are no matrices."""
-    return any(part in name for part in ("embedder", "final_layer", "table", "depth_conv", "conv_k", "beta_proj", "gate_proj"))
+    return any(
+        part in name for part in ("embedder", "final_layer", "table", "depth_conv", "conv_k", "beta_proj", "gate_proj")
+    )

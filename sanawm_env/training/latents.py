@@ -21,7 +21,9 @@ HELD_OUT_SEEDS = 10**9
 
 
 def plan_paths(seeds: list[int], frames: int, fps: float) -> np.ndarray:
-    """Camera-to-world poses [len(seeds), frames + 1, 4, 4] float64 of one trajectory in each scene; runs in worker processes."""
+    """Camera-to-world poses [len(seeds), frames + 1, 4, 4] float64 of one trajectory in each scene; runs in worker
+    processes.
+    """
     torch.set_num_threads(1)
     return sample_trajectories(sample_scenes(seeds), seeds, frames, fps).poses
 
@@ -37,11 +39,20 @@ class Clips:
 class ClipSource:
     """Freshly rendered clips of scenes that are never repeated and never held out.
 
-    latents: latent frames a clip. batch: clips a call. workers: processes that plan trajectories ahead; 0 plans in place.
+    latents: latent frames a clip. batch: clips a call. workers: processes that plan trajectories ahead; 0 plans in
+    place.
     """
 
     def __init__(
-        self, config: WorldConfig, autoencoder: Autoencoder, *, latents: int, batch: int, first_seed: int, workers: int, device: torch.device
+        self,
+        config: WorldConfig,
+        autoencoder: Autoencoder,
+        *,
+        latents: int,
+        batch: int,
+        first_seed: int,
+        workers: int,
+        device: torch.device,
     ) -> None:
         self.config, self.autoencoder, self.device = config, autoencoder, device
         self.frames = config.temporal_stride * (latents - 1)

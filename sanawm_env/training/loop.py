@@ -1,8 +1,9 @@
 """What the training stages share: the clock, the optimiser, averaged weights, checkpoints and the log.
 
-API: `WallClock(minutes, spent)` gives `.progress` (0 .. 1), `.seconds`, `.expired`; `make_optimisers(module, lr, muon_lr)` gives a list of optimisers,
-`set_rate(optimisers, factor)` scales them; `rate_factor(progress, step, warmup)`; `Ema(module, decay)` with `.update(module)`,
-`.copy_to(module)`, `.state`; `save_checkpoint(path, **parts)` and `load_checkpoint(path, device)`; `Log(seconds)`.
+API: `WallClock(minutes, spent)` gives `.progress` (0 .. 1), `.seconds`, `.expired`; `make_optimisers(module, lr,
+muon_lr)` gives a list of optimisers, `set_rate(optimisers, factor)` scales them; `rate_factor(progress, step, warmup)`;
+`Ema(module, decay)` with `.update(module)`, `.copy_to(module)`, `.state`; `save_checkpoint(path, **parts)` and
+`load_checkpoint(path, device)`; `Log(seconds)`.
 """
 
 from __future__ import annotations
@@ -43,10 +44,13 @@ class WallClock:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised, for matrices (Jordan et al., 2024: "Muon"); tensors of more dimensions act as matrices
-    of their first dimension against the others."""
+    """Momentum whose update is orthogonalised, for matrices (Jordan et al., 2024: "Muon"); tensors of more
+    dimensions act as matrices of their first dimension against the others.
+    """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -68,7 +72,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrices of a batch [B, m, n], to within Muon's quintic Newton-Schulz iteration, in bf16."""
+    """Nearest semi-orthogonal matrices of a batch [B, m, n], to within Muon's quintic Newton-Schulz iteration, in
+    bf16.
+    """
     x = matrices.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
@@ -88,19 +94,27 @@ def _by_shape(parameters: list[nn.Parameter]) -> dict[tuple[int, int], list[nn.P
 
 
 def make_optimisers(
-    module: nn.Module, *, lr: float, muon_lr: float | None, plain: Callable[[str], bool] = lambda _: False, weight_decay: float = 0.0
+    module: nn.Module,
+    *,
+    lr: float,
+    muon_lr: float | None,
+    plain: Callable[[str], bool] = lambda _: False,
+    weight_decay: float = 0.0,
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices and convolutions of `module`, AdamW for vectors and for what `plain(name)` names.
 
     muon_lr None gives AdamW alone.
     """
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             is_matrix = muon_lr is not None and parameter.ndim >= 2 and min(parameter.shape[:2]) > 1 and not plain(name)
             (matrices if is_matrix else others).append(parameter)
     fused = next(module.parameters()).is_cuda
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=fused)]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=fused)
+    ]
     if matrices and muon_lr is not None:
         optimisers.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay))
     for optimiser in optimisers:
@@ -117,7 +131,9 @@ def set_rate(optimisers: list[torch.optim.Optimizer], factor: float) -> None:
 
 
 def rate_factor(progress: float, steps_since_start: int, warmup: int, decay_from: float = 0.4) -> float:
-    """Warm-up by steps (anew after a resume, as the optimiser starts anew), constant, then a cosine to 2 % by the clock."""
+    """Warm-up by steps (anew after a resume, as the optimiser starts anew), constant, then a cosine to 2 % by the
+    clock.
+    """
     warm = min(1.0, (steps_since_start + 1) / max(1, warmup))
     if progress <= decay_from:
         return warm
@@ -174,5 +190,7 @@ class Log:
         elapsed = time.monotonic() - self.last
         if elapsed >= self.seconds:
             means = "  ".join(f"{name} {float(total) / self.count:.5f}" for name, total in self.sums.items())
-            print(f"step {step}  {100 * progress:.0f} %  {means}  {1000 * elapsed / self.count:.0f} ms a step", flush=True)
+            print(
+                f"step {step}  {100 * progress:.0f} %  {means}  {1000 * elapsed / self.count:.0f} ms a step", flush=True
+            )
             self.last, self.sums, self.count = time.monotonic(), {}, 0

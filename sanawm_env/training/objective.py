@@ -1,8 +1,10 @@
-"""What the denoiser is trained on: streamed chunks that read a clean history's memory, and whole clips at mixed noise levels.
+"""What the denoiser is trained on: streamed chunks that read a clean history's memory, and whole clips at mixed noise
+levels.
 
-The streamed objective runs the clip once at noise level 0 and collects the memory that each chunk would find at run time; then all chunks are
-denoised at once, each from its own memory, exactly as `world.step` does. Gradients flow through the memory. The mixture objective is
-the chunk-causal fine-tuning of SANA-WM (spec training.md 3.1). Letters: B clips, T latents, K chunks, n latents a chunk.
+The streamed objective runs the clip once at noise level 0 and collects the memory that each chunk would find at run
+time; then all chunks are denoised at once, each from its own memory, exactly as `world.step` does. Gradients flow
+through the memory. The mixture objective is the chunk-causal fine-tuning of SANA-WM (spec training.md 3.1). Letters: B
+clips, T latents, K chunks, n latents a chunk.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from sanawm_env.model.feed_forward import Memory
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
-    """Law of the noise levels. full_share: share of draws (of the mixture: of its anchors) at 1000, where sampling starts.
-    shift: flow shift of the others.
+    """Law of the noise levels. full_share: share of draws (of the mixture: of its anchors) at 1000, where sampling
+    starts. shift: flow shift of the others.
     """
 
     full_share: float = 0.35
@@ -41,7 +43,13 @@ def noised(clean: Tensor, level: Tensor) -> Tensor:
 
 
 def streamed_loss(
-    denoiser: Denoiser, clean: Tensor, history: Tensor, given: Conditioning, chunks: ChunkGrid, levels: Levels, weight: Tensor
+    denoiser: Denoiser,
+    clean: Tensor,
+    history: Tensor,
+    given: Conditioning,
+    chunks: ChunkGrid,
+    levels: Levels,
+    weight: Tensor,
 ) -> Tensor:
     """Mean squared error of the clean prediction of every chunk, each reading the memory of `history`.
 
@@ -53,7 +61,9 @@ def streamed_loss(
 
 @torch.no_grad()
 def imagined(denoiser: Denoiser, clean: Tensor, history: Tensor, given: Conditioning, chunks: ChunkGrid) -> Tensor:
-    """The clip as the model itself sees it in one step from pure noise, given `history`; latent 0 stays the true one."""
+    """The clip as the model itself sees it in one step from pure noise, given `history`; latent 0 stays the true
+    one.
+    """
     ones = torch.ones(clean.shape[2], device=clean.device)
     _, seen = _streamed(denoiser, clean, history, given, chunks, Levels(full_share=1.0), ones)
     return torch.cat([clean[:, :1], seen], dim=1)
@@ -101,7 +111,13 @@ def chunk_mixture(batch: int, chunks: int, device: torch.device, levels: Levels)
 
 
 def _streamed(
-    denoiser: Denoiser, clean: Tensor, history: Tensor, given: Conditioning, chunks: ChunkGrid, levels: Levels, weight: Tensor
+    denoiser: Denoiser,
+    clean: Tensor,
+    history: Tensor,
+    given: Conditioning,
+    chunks: ChunkGrid,
+    levels: Levels,
+    weight: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Loss, and the clean prediction of latents 1 .. T - 1."""
     batch, first, n = clean.shape[0], chunks.lengths[0], chunks.lengths[-1]
@@ -119,8 +135,15 @@ def _streamed(
     target = _rows(clean, first, n)
     memory = [{name: x[:, :-1].transpose(0, 1).flatten(0, 1) for name, x in block.items()} for block in after]
     rows = Conditioning(**{name: _rows(x, first, n) for name, x in _tensors(given).items()})
-    seen_later = denoiser.predict_clean(noised(target, later), later, rows, _later_grid(denoiser, chunks, batch), memory)
-    error = torch.cat([_error(seen_first, clean[:, :first], weight)[:, 1:].flatten(0, 1), _error(seen_later, target, weight).flatten(0, 1)])
+    seen_later = denoiser.predict_clean(
+        noised(target, later), later, rows, _later_grid(denoiser, chunks, batch), memory
+    )
+    error = torch.cat(
+        [
+            _error(seen_first, clean[:, :first], weight)[:, 1:].flatten(0, 1),
+            _error(seen_later, target, weight).flatten(0, 1),
+        ]
+    )
     unfolded = seen_later.unflatten(0, (-1, batch)).transpose(0, 1).flatten(1, 2)
     return error.mean(), torch.cat([seen_first[:, 1:], unfolded], dim=1)
 

@@ -56,7 +56,9 @@ def test_normaliser_is_the_rule_with_target_one() -> None:
     out, state, normaliser = normalised_gated_delta(**given, **rotated, normaliser=z, chunks=(3, 2))
     ones = torch.ones_like(given["v"][..., :1])
     plain = {"beta": given["beta"], "decay": given["decay"], "chunks": (3, 2)}
-    top, want_state = token_recurrence(rotated["q_rotated"], rotated["k_rotated"], given["v"], state=given["state"], **plain)
+    top, want_state = token_recurrence(
+        rotated["q_rotated"], rotated["k_rotated"], given["v"], state=given["state"], **plain
+    )
     bottom, want_z = token_recurrence(given["q"], given["k"], ones, state=z[..., None], **plain)
     assert relative(out, top / (bottom + 1e-8)) < TOLERANCE
     assert relative(state, want_state) < TOLERANCE

@@ -33,7 +33,9 @@ def poses(batch: int, chunk: int) -> torch.Tensor:
     return path
 
 
-def roll(model: WorldModel, state: WorldState, chunks: range, rows: slice = slice(None), batch: int = 3) -> tuple[WorldState, list[StepOutput]]:
+def roll(
+    model: WorldModel, state: WorldState, chunks: range, rows: slice = slice(None), batch: int = 3
+) -> tuple[WorldState, list[StepOutput]]:
     outputs = []
     for chunk in chunks:
         state, output = step(model, state, poses(batch, chunk)[rows])
@@ -132,7 +134,9 @@ def test_a_failed_step_leaves_the_state_usable(model: WorldModel) -> None:
     assert step(model, state, poses(1, 0))[1].frames is not None
 
 
-def test_interrupt_within_a_step_leaves_the_last_committed_state(model: WorldModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_within_a_step_leaves_the_last_committed_state(
+    model: WorldModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state, _ = roll(model, start(model, 1), range(1), batch=1)
     before = state.clone()
 
@@ -176,6 +180,29 @@ def test_wrong_pictures_and_shapes_are_named(model: WorldModel) -> None:
         initial(model, torch.zeros(1, 32, 40, 3), seeds=[0])
     with pytest.raises(StateError, match=r"poses has shape .* expected \(1, 8, 4, 4\)"):
         step(model, start(model, 1), poses(1, 0)[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"seeds": [0.5]}, StateError, "whole numbers"),
+        ({"seeds": [2**70]}, StateError, "whole numbers"),
+        ({"intrinsics": torch.zeros(1, 4)}, PoseError, "fx, fy > 0"),
+        ({"horizon": 0}, StateError, "horizon is 0"),
+    ],
+)
+def test_wrong_starts_are_named(
+    model: WorldModel, change: dict[str, object], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        initial(model, pictures(1), **({"seeds": [0]} | change))
+
+
+def test_pictures_and_noise_of_another_kind_are_named(model: WorldModel) -> None:
+    with pytest.raises(SceneError, match="allowed is an array"):
+        initial(model, "first.png", seeds=[0])
+    with pytest.raises(StateError, match="noise has shape"):
+        step(model, start(model, 1), poses(1, 0), noise=torch.zeros(1, 2, 8, 4, 4))
 
 
 def test_a_thousand_chunks_take_the_memory_of_three(model: WorldModel) -> None:

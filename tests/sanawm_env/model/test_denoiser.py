@@ -72,7 +72,9 @@ def test_streaming_equals_one_pass(window: int, span: int | None, behaviour: str
     whole, after = denoiser(latents, level, given, chunks, memory, collect=True)
     for index, (begin, end) in enumerate(zip(chunks.starts, chunks.ends, strict=True)):
         grid = next_chunk(config.chunk_latents, (index, index), window - 1)
-        out, ends = denoiser(latents[:, begin:end], level[:, begin:end], part(given, begin, end), grid, memory, collect=True)
+        out, ends = denoiser(
+            latents[:, begin:end], level[:, begin:end], part(given, begin, end), grid, memory, collect=True
+        )
         assert float((out - whole[:, begin:end]).norm() / whole[:, begin:end].norm()) < 1e-5
         memory = last_memory(ends)
         assert [{name: x.shape for name, x in block.items()} for block in memory] == shapes
@@ -101,7 +103,9 @@ def test_a_pass_only_reads_its_memory_and_repeats_exactly() -> None:
     memory = last_memory(denoiser(latents, level, given, grid, empty(denoiser), collect=True)[1])
     kept = [{name: x.clone() for name, x in block.items()} for block in memory]
     second = next_chunk(config.chunk_latents, (1, 1), 1)
-    passes = [denoiser(latents[:, 1:], level[:, 1:], part(given, 1, 3), second, memory, collect=True)[0] for _ in range(2)]
+    passes = [
+        denoiser(latents[:, 1:], level[:, 1:], part(given, 1, 3), second, memory, collect=True)[0] for _ in range(2)
+    ]
     assert torch.equal(*passes)
     assert all(torch.equal(x, kept[i][name]) for i, block in enumerate(memory) for name, x in block.items())
 
