@@ -183,7 +183,7 @@ def rooms_config() -> WorldConfig:
         height=128,
         width=160,
         intrinsics=(100.0, 100.0, 79.5, 63.5),
-        timesteps=(1000, 600),
+        timesteps=(1000,),
         units_per_metre=1.0,
         denoiser=denoiser,
         autoencoder=AutoencoderConfig(latent_channels=48, decoder_layers=(1, 2, 2)),
