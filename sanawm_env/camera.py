@@ -56,14 +56,15 @@ def invert_rigid(poses: Tensor) -> Tensor:
     rotation = poses[..., :3, :3].transpose(-1, -2)
     inverse = torch.zeros_like(poses)
     inverse[..., :3, :3] = rotation
-    inverse[..., :3, 3:] = -rotation @ poses[..., :3, 3:]
+    inverse[..., :3, 3] = -_turned(rotation, poses[..., :3, 3])
     inverse[..., 3, 3] = 1
     return inverse
 
 
 def relative_poses(origin: Tensor, poses: Tensor) -> Tensor:
     """Poses [B, T, 4, 4] seen from `origin` [B, 4, 4]; computed in float64, as accumulated paths need it."""
-    return invert_rigid(origin.double())[:, None] @ poses.double()
+    back = invert_rigid(origin.double())[:, None]
+    return (back[..., None] * poses.double()[..., None, :, :]).sum(-2)
 
 
 def latent_intrinsics(intrinsics: Tensor, stride: int) -> Tensor:
@@ -97,7 +98,7 @@ def plucker_rays(poses: Tensor, rays: Tensor) -> Tensor:
 
     poses: [B, T, 4, 4] camera to world. rays: [B, S, 3] unit rays in camera axes.
     """
-    direction = torch.einsum("btij,bsj->btsi", poses[..., :3, :3].float(), rays)
+    direction = _turned(poses[..., None, :3, :3].float(), rays[:, None])
     origin = poses[..., None, :3, 3].float().expand_as(direction)
     return torch.cat([direction, torch.linalg.cross(origin, direction, dim=-1)], dim=-1)
 
@@ -110,13 +111,22 @@ def ray_transforms(poses: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
     """
     rotation = poses[..., :3, :3].float()
     position = poses[..., :3, 3].float()
-    z = _unit(torch.einsum("btij,bsj->btsi", rotation, rays))
+    z = _unit(_turned(rotation[:, :, None], rays[:, None]))
     down = rotation[..., None, :, 1].expand_as(z)
     x = _unit(torch.linalg.cross(down, z, dim=-1))
     y = _unit(torch.linalg.cross(z, x, dim=-1))
     to_ray = torch.stack([x, y, z], dim=-2)
-    centre = position[..., None, :, None].expand(*z.shape, 1)
-    return _homogeneous(to_ray, -to_ray @ centre), _homogeneous(to_ray.transpose(-1, -2), centre)
+    centre = position[..., None, :].expand_as(z)
+    forth = _homogeneous(to_ray, -_turned(to_ray, centre)[..., None])
+    return forth, _homogeneous(to_ray.transpose(-1, -2), centre[..., None])
+
+
+def _turned(rotation: Tensor, vector: Tensor) -> Tensor:
+    """rotation [..., 3, 3] times vector [..., 3], term by term: a library's product of matrices this small rounds by how
+    many of them there are and how many threads share them, and a world would depend on its batch.
+    """
+    x, y, z = (vector[..., None, i] for i in range(3))
+    return rotation[..., 0] * x + rotation[..., 1] * y + rotation[..., 2] * z
 
 
 def _unit(vector: Tensor) -> Tensor:
