@@ -122,7 +122,7 @@ def ray_transforms(poses: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _turned(rotation: Tensor, vector: Tensor) -> Tensor:
-    """rotation [..., 3, 3] times vector [..., 3], term by term: a library's product of matrices this small rounds by how
+    """rotation [..., 3, 3] times vector [..., 3], term by term: a library's product of such small matrices rounds by how
     many of them there are and how many threads share them, and a world would depend on its batch.
     """
     x, y, z = (vector[..., None, i] for i in range(3))
