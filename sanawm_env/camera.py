@@ -122,8 +122,10 @@ def ray_transforms(poses: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _turned(rotation: Tensor, vector: Tensor) -> Tensor:
-    """rotation [..., 3, 3] times vector [..., 3], term by term: a library's product of such small matrices rounds by how
-    many of them there are and how many threads share them, and a world would depend on its batch.
+    """rotation [..., 3, 3] times vector [..., 3], term by term.
+
+    A library's product of such small matrices rounds by how many there are and how many threads share them, and a
+    world would depend on its batch.
     """
     x, y, z = (vector[..., None, i] for i in range(3))
     return rotation[..., 0] * x + rotation[..., 1] * y + rotation[..., 2] * z
