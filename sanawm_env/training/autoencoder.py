@@ -20,7 +20,6 @@ from sanawm_env.evaluation.metrics import psnr
 from sanawm_env.model.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
 from sanawm_env.model.checkpoint import as_stored, read_weights, write_weights
 from sanawm_env.training.frames import FrameBank, FrameSource, Picture, rendered, to_pixels
-from sanawm_env.training.latents import HELD_OUT_SEEDS, plan_paths
 from sanawm_env.training.loop import (
     Ema,
     Log,
@@ -32,6 +31,7 @@ from sanawm_env.training.loop import (
     set_rate,
 )
 from sanawm_env.training.losses import decibels, reconstruction_loss
+from sanawm_env.training.paths import HELD_OUT_SEEDS, PathPlanner, plan_paths
 from sanawm_env.training.ranks import Ranks
 
 VALIDATION_SEED = HELD_OUT_SEEDS + 400_000_000  # apart from the seeds that `sanawm eval rooms` uses
@@ -125,9 +125,9 @@ class AutoencoderRun:
                 if self.ranks.is_first:
                     clips = settings.batch * self.ranks.count / max(1e-9, self._lap())
                     log(self.step, self.progress, loss=loss, db=decibels(mean_square), norm=norm, clips_a_second=clips)
-            self.used_seeds += source.next_seed - self._first_seed()
+            self.used_seeds += source.planner.next_seed - self._first_seed()
         finally:
-            source.close()
+            source.planner.close()
         return self._finish(bank) if self.ranks.is_first else {}
 
     def _finish(self, bank: FrameBank) -> dict[str, Any]:
@@ -156,15 +156,14 @@ class AutoencoderRun:
 
     def _source(self) -> FrameSource:
         settings = self.settings
-        return FrameSource(
-            self.picture,
-            scenes=settings.source_scenes,
-            clip_frames=settings.clip_frames,
-            clips_a_path=settings.clips_a_path,
+        planner = PathPlanner(
+            batch=settings.source_scenes,
+            frames=(settings.clip_frames - 1) * settings.clips_a_path,
+            fps=self.picture.fps,
             first_seed=self._first_seed(),
             workers=settings.workers,
-            device=self.device,
         )
+        return FrameSource(self.picture, planner, settings.clip_frames, self.device)
 
     def _step(self, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         settings = self.settings

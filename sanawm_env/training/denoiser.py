@@ -1,27 +1,29 @@
-"""Stage `rooms-denoiser`: the Rooms denoiser from random weights, on one GPU, by wall clock and over as many runs as
-it takes.
+"""Stage `rooms-denoiser`: the Rooms denoiser, from random weights or from those of a bundle, by wall clock and over as
+many runs as it takes.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sanawm_env.benchmarks.machine import commit
+from sanawm_env.bundle import save as save_bundle
 from sanawm_env.conditioning import Conditioning, condition
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.chunks import ChunkGrid, clip_chunks
-from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.denoiser import Denoiser
-from sanawm_env.model.initialise import initialise
 from sanawm_env.rooms import render, sample_scenes
-from sanawm_env.training.latents import HELD_OUT_SEEDS, ClipBank, Clips, ClipSource, plan_paths
+from sanawm_env.training.latents import ClipBank, Clips, ClipSource
 from sanawm_env.training.loop import (
     Ema,
     Log,
@@ -33,22 +35,27 @@ from sanawm_env.training.loop import (
     set_rate,
 )
 from sanawm_env.training.objective import Levels, imagined, mixture_loss, noised, streamed_loss
+from sanawm_env.training.paths import HELD_OUT_SEEDS, PathPlanner, plan_paths
 from sanawm_env.training.ranks import Ranks
 from sanawm_env.world import WorldModel, initial, step
 
 VALIDATION_SEED = HELD_OUT_SEEDS + 500_000_000  # apart from the seeds that `sanawm eval rooms` uses
+VALIDATION_SCENES = 16
+SEEDS_A_RANK = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserTraining:
     """Settings of the stage.
 
-    out: folder of the checkpoint. minutes: wall clock of this run; total_minutes: of the whole schedule, over all runs.
-    batch: clips a step. latents, long_latents: latent frames of the clips, and of those in the last `long_share` of the
-    schedule (batch cut in proportion). bank, source_batch, fresh_every, workers: clips kept on the device, clips
-    rendered at once, steps between refreshes, planning processes. mixture_share: share of steps on the timestep
-    mixture. context_noise: largest share of noise mixed into the history. imagined_share: share of steps, from
-    `imagined_from` of the schedule on, whose history is what the model itself sees.
+    out: folder of the checkpoint, and of the averaged weights as a bundle, each written every `save_minutes`.
+    minutes: wall clock of this run; total_minutes: of the whole schedule, over all runs. batch: clips a step.
+    latents, long_latents: latent frames of the clips, and of those in the last `long_share` of the schedule (batch
+    cut in proportion). bank, source_batch, fresh_every, workers: clips kept on the device, clips rendered at once,
+    steps between refreshes, planning processes. mixture_share: share of steps on the timestep mixture.
+    context_noise: largest share of noise mixed into the history. imagined_share: share of steps, from
+    `imagined_from` of the schedule on, whose history is what the model itself sees after 1 to `imagined_passes`
+    rounds.
     """
 
     out: Path
@@ -71,6 +78,7 @@ class DenoiserTraining:
     context_noise: float = 0.15
     imagined_share: float = 0.5
     imagined_from: float = 0.4
+    imagined_passes: int = 2
     levels: Levels = Levels()
     first_seed: int = 100_000_000
     seed: int = 0
@@ -84,20 +92,26 @@ class DenoiserTraining:
 class DenoiserRun:
     """One run of the stage: resumes from `out/denoiser.pt` when it is there."""
 
-    def __init__(self, settings: DenoiserTraining, world: WorldConfig, autoencoder: Autoencoder, ranks: Ranks) -> None:
-        self.settings, self.world, self.ranks, self.device = settings, world, ranks, ranks.device
+    def __init__(
+        self, settings: DenoiserTraining, model: WorldModel, ranks: Ranks, earlier: dict[str, Any] | None = None
+    ) -> None:
+        """model: where a first run starts. earlier: provenance of its weights, carried on into the exported bundle."""
+        self.settings, self.world, self.ranks, self.device = settings, model.config, ranks, ranks.device
+        self.earlier = earlier or {}
         device = self.device
-        self.autoencoder = autoencoder.to(device).eval().requires_grad_(False)
+        self.autoencoder = copy.deepcopy(model.autoencoder).to(device).eval().requires_grad_(False)
         torch.manual_seed(settings.seed)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-        self.denoiser = initialise(Denoiser(world.denoiser)).to(device)
+        self.denoiser = copy.deepcopy(model.denoiser).to(device, torch.float32).train().requires_grad_(True)
         saved = load_checkpoint(settings.out / "denoiser.pt", device) or {}
         if saved:
             self.denoiser.load_state_dict(saved["denoiser"])
         self.ema = Ema(self.denoiser, settings.ema)
         if saved:
-            self.ema.state = saved["ema"]
+            self.ema.state, self.ema.updates = saved["ema"], saved["step"]
+        self.seeds_of_earlier_banks = int(saved.get("used_seeds", 0))
+        self.planner: PathPlanner | None = None
         self.step = self.first_step = int(saved.get("step", 0))
         self.clock = WallClock(settings.minutes, settings.total_minutes, float(saved.get("seconds", 0.0)))
         self.optimisers = make_optimisers(
@@ -113,15 +127,15 @@ class DenoiserRun:
             for block in self.denoiser.blocks:
                 block.compile(dynamic=False)
 
-    def train(self) -> Denoiser:
-        """Trains until the clock or `max_steps` says stop, saves the checkpoint, returns the averaged weights."""
+    def train(self) -> dict[str, float]:
+        """Trains until the clock or `max_steps` stops it; saves checkpoint and bundle; returns the held-out figures."""
         settings = self.settings
         log, validated, saved = Log(settings.log_seconds), self.clock.seconds, self.clock.seconds
         bank, is_long = None, False
         while self._goes_on():
             if bank is None or is_long != self._is_long():
                 is_long = self._is_long()
-                bank = self._bank(bank, is_long)
+                bank = self._bank(is_long)
                 weight = channel_weights(self.autoencoder, bank.draw(4).latents)
             if self.step % settings.fresh_every == 0:
                 bank.refresh()
@@ -131,14 +145,18 @@ class DenoiserRun:
             if self.ranks.is_first and self.clock.seconds - saved > 60 * settings.save_minutes:
                 saved = self.clock.seconds
                 self.save()
+                self.export({})
             if self.ranks.is_first and self.clock.seconds - validated > 60 * settings.validate_minutes:
                 validated = self.clock.seconds
                 print(json.dumps({"step": self.step, **self.validate()}), flush=True)
-        if bank is not None:
-            bank.source.close()
-        if self.ranks.is_first:
-            self.save()
-        return self.averaged()
+        self._close_planner()
+        if not self.ranks.is_first:
+            return {}
+        self.save()
+        self.export({})  # before the validation, so that nothing which fails there costs the weights
+        metrics = self.validate()
+        self.export(metrics)
+        return metrics
 
     def _goes_on(self) -> bool:
         """Whether to take another step; all ranks read rank 0's clock, so that they stop and change phase together."""
@@ -153,8 +171,30 @@ class DenoiserRun:
             ema=self.ema.state,
             optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
             step=self.step,
+            used_seeds=self.used_seeds,
             seconds=self.clock.seconds,
         )
+
+    def export(self, metrics: dict[str, float]) -> None:
+        """Writes the averaged weights as the bundle `out`/bundle, with where they come from."""
+        settings = self.settings
+        told = {name: str(x) if isinstance(x, Path) else x for name, x in dataclasses.asdict(settings).items()}
+        this = {
+            "steps": self.step,
+            "batch": settings.batch * self.ranks.count,
+            "devices": self.ranks.count,
+            "minutes": round(self.clock.seconds / 60, 2),
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            "torch": torch.__version__,
+            "commit": commit(),
+            "training_seeds": [settings.first_seed, settings.first_seed + self.used_seeds - 1],
+            "validation_seeds": [VALIDATION_SEED, VALIDATION_SEED + VALIDATION_SCENES - 1],
+            "settings": told | {"out": settings.out.name},
+            "metrics": metrics,
+        }
+        provenance = self.earlier | {"denoiser": [*self.earlier.get("denoiser", []), this]}
+        model = WorldModel(self.world, copy.deepcopy(self.averaged()).cpu(), copy.deepcopy(self.autoencoder).cpu())
+        save_bundle(settings.out / "bundle", model, provenance, replace=True)
 
     def averaged(self) -> Denoiser:
         """The averaged weights in a denoiser of their own."""
@@ -168,25 +208,30 @@ class DenoiserRun:
         settings = self.settings
         return max(1, settings.batch * settings.latents // settings.long_latents) if is_long else settings.batch
 
-    def _bank(self, old: ClipBank | None, is_long: bool) -> ClipBank:
+    def _bank(self, is_long: bool) -> ClipBank:
         settings = self.settings
-        if old is not None:
-            old.source.close()
+        self._close_planner()
         latents = settings.long_latents if is_long else settings.latents
-        # Every run and phase draws scenes that no other one has drawn.
-        first_seed = (
-            settings.first_seed + 100_000_000 * self.ranks.index + 40_000_000 * int(is_long) + 1000 * self.first_step
-        )
-        source = ClipSource(
-            self.world,
-            self.autoencoder,
-            latents=latents,
+        self.planner = PathPlanner(
             batch=settings.source_batch,
-            first_seed=first_seed,
+            frames=self.world.temporal_stride * (latents - 1),
+            fps=self.world.fps,
+            first_seed=settings.first_seed + SEEDS_A_RANK * self.ranks.index + self.used_seeds,
             workers=settings.workers,
-            device=self.device,
         )
+        source = ClipSource(self.world, self.autoencoder, self.planner, self.device)
         return ClipBank(source, settings.bank // (2 if is_long else 1))
+
+    @property
+    def used_seeds(self) -> int:
+        """Scenes drawn so far on this rank, over all runs."""
+        first, behind = self.planner.used if self.planner else (0, 0)
+        return self.seeds_of_earlier_banks + behind - first
+
+    def _close_planner(self) -> None:
+        if self.planner is not None:
+            self.planner.close()
+            self.seeds_of_earlier_banks, self.planner = self.used_seeds, None
 
     def _step(self, clips: Clips, weight: Tensor) -> tuple[Tensor, Tensor]:
         settings = self.settings
@@ -214,7 +259,7 @@ class DenoiserRun:
             return mixture_loss(self.denoiser, clean, given, chunks, memory, settings.levels, weight)
         history = clean
         if self.progress > settings.imagined_from and choice.random() < settings.imagined_share:
-            for _ in range(choice.randint(1, 2)):
+            for _ in range(choice.randint(1, settings.imagined_passes)):
                 history = imagined(self.denoiser, clean, history, given, chunks)
         amount = settings.context_noise * torch.rand(clean.shape[0], 1, device=clean.device) * 1000
         level = amount.expand(-1, clean.shape[1]).clone()
@@ -233,10 +278,10 @@ class DenoiserRun:
             first=True,
         )
 
-    def validate(self, scenes: int = 16, frames: int = 64) -> dict[str, float]:
+    def validate(self, frames: int = 64) -> dict[str, float]:
         """PSNR in dB over all pixels of streamed held-out clips, by frames ahead; averaged weights."""
         model = WorldModel(self.world, self.averaged(), self.autoencoder)
-        seeds = list(range(VALIDATION_SEED, VALIDATION_SEED + scenes))
+        seeds = list(range(VALIDATION_SEED, VALIDATION_SEED + VALIDATION_SCENES))
         path = torch.from_numpy(np.ascontiguousarray(plan_paths(seeds, frames, self.world.fps)))
         intrinsics = torch.tensor(self.world.intrinsics, device=self.device)
         size = (self.world.height, self.world.width)

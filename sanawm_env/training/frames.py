@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sanawm_env.rooms import render, sample_scenes
-from sanawm_env.training.latents import HELD_OUT_SEEDS, plan_paths
+from sanawm_env.training.paths import PathPlanner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,70 +31,23 @@ def rendered(picture: Picture, seeds: list[int], path: np.ndarray, device: torch
 
 
 class FrameSource:
-    """Clips of scenes that are never repeated and never held out, planned ahead by worker processes.
+    """Clips cut from the trajectories of `planner`.
 
-    scenes: rooms a call. clip_frames: frames a clip. clips_a_path: clips cut from one trajectory, each starting at the
-    frame where the one before ends. workers: processes that plan trajectories; 0 plans in place.
+    clip_frames: frames a clip; each clip of a trajectory starts at the frame where the one before ends.
     """
 
-    def __init__(
-        self,
-        picture: Picture,
-        *,
-        scenes: int,
-        clip_frames: int,
-        clips_a_path: int,
-        first_seed: int,
-        workers: int,
-        device: torch.device,
-    ) -> None:
-        self.picture, self.device = picture, device
-        self.scenes, self.clip_frames, self.clips_a_path = scenes, clip_frames, clips_a_path
-        self.next_seed = first_seed
-        # spawn: a forked child of a process that uses CUDA or threads cannot be trusted.
-        context = multiprocessing.get_context("spawn")
-        self.pool: Executor | None = ProcessPoolExecutor(workers, mp_context=context) if workers else None
-        self.ahead: deque[tuple[list[int], Future[np.ndarray]]] = deque()
-        for _ in range(3 * workers):
-            self._plan()
+    def __init__(self, picture: Picture, planner: PathPlanner, clip_frames: int, device: torch.device) -> None:
+        self.picture, self.planner, self.clip_frames, self.device = picture, planner, clip_frames, device
 
     @property
     def clips_a_call(self) -> int:
-        return self.scenes * self.clips_a_path
-
-    def _take_seeds(self) -> list[int]:
-        seeds = list(range(self.next_seed, self.next_seed + self.scenes))
-        if seeds[-1] >= HELD_OUT_SEEDS:
-            raise ValueError(f"training seed {seeds[-1]} would be held out; start below {HELD_OUT_SEEDS}")
-        self.next_seed += self.scenes
-        return seeds
-
-    def _steps(self) -> int:
-        return (self.clip_frames - 1) * self.clips_a_path
-
-    def _plan(self) -> None:
-        if self.pool is not None:
-            seeds = self._take_seeds()
-            self.ahead.append((seeds, self.pool.submit(plan_paths, seeds, self._steps(), self.picture.fps)))
-
-    def _path(self) -> tuple[list[int], np.ndarray]:
-        if self.pool is None:
-            seeds = self._take_seeds()
-            return seeds, plan_paths(seeds, self._steps(), self.picture.fps)
-        seeds, future = self.ahead.popleft()
-        self._plan()
-        return seeds, future.result()
+        return self.planner.batch * (self.planner.frames // (self.clip_frames - 1))
 
     @torch.no_grad()
     def clips(self) -> Tensor:
-        """The next clips, uint8 [scenes * clips_a_path, clip_frames, H, W, 3]."""
-        seeds, path = self._path()
-        frames = rendered(self.picture, seeds, path, self.device)
-        return cut(frames, self.clip_frames)
-
-    def close(self) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(wait=False, cancel_futures=True)
+        """The next clips, uint8 [clips_a_call, clip_frames, H, W, 3]."""
+        seeds, path = self.planner.next()
+        return cut(rendered(self.picture, seeds, path, self.device), self.clip_frames)
 
 
 def cut(frames: Tensor, clip_frames: int) -> Tensor:

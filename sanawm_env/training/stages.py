@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
-from sanawm_env.bundle import save as save_bundle
+from sanawm_env import bundle
 from sanawm_env.config import from_mapping
 from sanawm_env.errors import BackendError, ConfigError, nearest
 from sanawm_env.model.config import WorldConfig, rooms_config, tiny_config
+from sanawm_env.model.denoiser import Denoiser
+from sanawm_env.model.initialise import initialise
 from sanawm_env.training.autoencoder import AutoencoderTraining, load_autoencoder, train_autoencoder
 from sanawm_env.training.denoiser import DenoiserRun, DenoiserTraining
 from sanawm_env.training.frames import Picture
@@ -54,9 +56,10 @@ SMOKE_DENOISER: dict[str, Any] = {
 def run_stage(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Runs the stage `name` and returns its figures.
 
-    mapping: fields of the stage's settings, and beside them `device` ("auto", "cpu", "cuda") and `smoke` (tiny sizes,
-    seconds on a CPU). rooms-autoencoder also takes a group `autoencoder` (AutoencoderConfig); rooms-denoiser takes
-    `autoencoder`, the folder that the first stage left. ConfigError names an unknown stage or key.
+    mapping: fields of the stage's settings, and beside them `device` ("auto", "cpu", "cuda") and `smoke` (tiny
+    sizes, seconds on a CPU). rooms-autoencoder also takes a group `autoencoder` (AutoencoderConfig); rooms-denoiser
+    takes `autoencoder`, the folder that the first stage left, or `start`, a bundle whose weights it goes on from.
+    ConfigError names an unknown stage or key.
     """
     if name not in STAGES:
         raise ConfigError(f"stage is {name!r}; {nearest(name, STAGES)}")
@@ -95,24 +98,28 @@ def _rooms_autoencoder(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]
 
 def _rooms_denoiser(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     smoke = bool(settings.pop("smoke", False))
-    if "autoencoder" not in settings:
-        raise ConfigError("autoencoder is missing; give the folder of the stage rooms-autoencoder, autoencoder=FOLDER.")
-    autoencoder, origin = load_autoencoder(Path(str(settings.pop("autoencoder"))))
-    world = dataclasses.replace(_world(smoke), autoencoder=autoencoder.config)
+    model, earlier = _beginning(settings, smoke)
     training = from_mapping(DenoiserTraining, (SMOKE_DENOISER if smoke else {}) | settings)
-    run = DenoiserRun(training, world, autoencoder, ranks)
-    denoiser = run.train()
-    if not ranks.is_first:
-        return {}
-    model = WorldModel(world, denoiser.cpu(), autoencoder.cpu())
-    provenance = {
-        "steps": run.step,
-        "minutes": round(run.clock.seconds / 60, 2),
-        "devices": ranks.count,
-        "settings": dataclasses.asdict(training) | {"out": training.out.name},
-    }
-    save_bundle(training.out / "bundle", model, {"denoiser": provenance, "autoencoder": origin}, replace=True)
-    return {"steps": run.step, "bundle": str(training.out / "bundle")}
+    run = DenoiserRun(training, model, ranks, earlier)
+    metrics = run.train()
+    return {"steps": run.step, "bundle": str(training.out / "bundle"), **metrics} if ranks.is_first else {}
+
+
+def _beginning(settings: dict[str, Any], smoke: bool) -> tuple[WorldModel, dict[str, Any]]:
+    """Model and provenance that the keys `start` (a bundle) or `autoencoder` (a folder of the first stage) name."""
+    given = [key for key in ("start", "autoencoder") if settings.get(key) is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            f"the stage was given {' and '.join(given) or 'neither start nor autoencoder'}; give one of "
+            "autoencoder=FOLDER (of the stage rooms-autoencoder) and start=BUNDLE (weights to go on from)."
+        )
+    start, folder = settings.pop("start", None), settings.pop("autoencoder", None)
+    if start is not None:
+        return bundle.load(start, device="cpu", precision="fp32"), bundle.description(start)["provenance"]
+    autoencoder, origin = load_autoencoder(Path(str(folder)))
+    world = dataclasses.replace(_world(smoke), autoencoder=autoencoder.config)
+    torch.manual_seed(int(settings.get("seed", 0)))
+    return WorldModel(world, initialise(Denoiser(world.denoiser)), autoencoder), {"autoencoder": origin}
 
 
 def _smoke(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:

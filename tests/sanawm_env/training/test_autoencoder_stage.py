@@ -21,8 +21,8 @@ from sanawm_env.training.autoencoder import (
     save_autoencoder,
 )
 from sanawm_env.training.frames import FrameBank, FrameSource, Picture, cut, to_pixels
-from sanawm_env.training.latents import HELD_OUT_SEEDS
 from sanawm_env.training.losses import decibels, reconstruction_loss
+from sanawm_env.training.paths import HELD_OUT_SEEDS, PathPlanner
 from sanawm_env.training.ranks import Ranks
 from sanawm_env.training.stages import SMOKE_AUTOENCODER
 
@@ -40,15 +40,8 @@ SHORT = SMOKE_AUTOENCODER | {
 
 
 def source(first_seed: int = 0) -> FrameSource:
-    return FrameSource(
-        PICTURE,
-        scenes=1,
-        clip_frames=5,
-        clips_a_path=2,
-        first_seed=first_seed,
-        workers=0,
-        device=torch.device("cpu"),
-    )
+    planner = PathPlanner(batch=1, frames=8, fps=PICTURE.fps, first_seed=first_seed, workers=0)
+    return FrameSource(PICTURE, planner, 5, torch.device("cpu"))
 
 
 def settings(out: Path, **changes: object) -> AutoencoderTraining:
