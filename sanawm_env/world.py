@@ -6,7 +6,8 @@ No Gymnasium, no files, no globals: weights and config are in `WorldModel`, ever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -109,12 +110,9 @@ def initial(
         if horizon < 1:
             raise StateError(f"horizon is {horizon}, allowed is >= 1 frame, or None for an episode without end.")
         state.horizon = torch.full((batch,), int(horizon), dtype=torch.int64)
-    pixels = pictures.to(model.device).permute(0, 3, 1, 2)[:, :, None].to(model.dtype) / 127.5 - 1
-    latents = model.autoencoder.encode(pixels).float()
-    state.first_latent = latents[:, 0]
-    assert state.decoder is not None
-    shown, state.decoder = model.autoencoder.decode(latents.to(model.dtype), state.decoder)
-    return state, StepOutput(to_uint8(shown), latents, state.pose[:, None].clone())
+    return _together(
+        _computed_at_once(model, torch.zeros(batch)), state, lambda part, rows: _open(model, part, pictures[rows])
+    )
 
 
 @torch.no_grad()
@@ -137,17 +135,23 @@ def step(
     path = _check_step(model, state, poses, decode)
     if noise is not None:
         _check_noise(model.config, noise, state.batch_size)
-    groups = [rows for opening in (True, False) if (rows := ((state.chunk == 0) == opening).nonzero()[:, 0]).numel()]
-    if len(groups) == 1:
-        advanced, output = _advance(model, state, path, noise, decode)
-    else:
-        parts = [
-            _advance(model, state.select(rows), path[rows], None if noise is None else noise[rows], decode)
-            for rows in groups
-        ]
-        advanced, output = _merge(torch.cat(groups).argsort(), parts)
+    advanced, output = _together(
+        _computed_at_once(model, state.chunk == 0),
+        state,
+        lambda part, rows: _advance(model, part, path[rows], None if noise is None else noise[rows], decode),
+    )
     state.spend()
     return advanced, output
+
+
+def _open(model: WorldModel, state: WorldState, pictures: Tensor) -> tuple[WorldState, StepOutput]:
+    """`initial` once every world has its seed and pose."""
+    pixels = pictures.to(model.device).permute(0, 3, 1, 2)[:, :, None].to(model.dtype) / 127.5 - 1
+    latents = model.autoencoder.encode(pixels).float()
+    assert state.decoder is not None
+    shown, cache = model.autoencoder.decode(latents.to(model.dtype), state.decoder)
+    opened = replace(state, first_latent=latents[:, 0], decoder=cache)
+    return opened, StepOutput(to_uint8(shown), latents, state.pose[:, None].clone())
 
 
 def _advance(
@@ -209,17 +213,31 @@ def told(model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid) 
     )
 
 
-def _merge(order: Tensor, parts: list[tuple[WorldState, StepOutput]]) -> tuple[WorldState, StepOutput]:
-    """Rows of several calls back in the order of the batch."""
-    states, outputs = zip(*parts, strict=True)
-    flat = [state.tensors() for state in states]
-    merged = states[0].map(
-        lambda name, _: torch.cat([tensors[name] for tensors in flat])[order.to(flat[0][name].device)]
-    )
+def _computed_at_once(model: WorldModel, kind: Tensor) -> list[Tensor]:
+    """Rows of the batch that one call computes: worlds of one kind [B]; on a CPU every world by itself.
+
+    Products and exponentials on a CPU round by how many rows share a call and by how its threads divide them, and a
+    world must not depend on its neighbours (design.md 3). A chunk of one world is enough work for a CPU.
+    """
+    if model.device.type == "cpu":
+        return list(torch.arange(len(kind)).split(1))
+    return [rows for value in kind.unique() if (rows := (kind == value).nonzero()[:, 0]).numel()]
+
+
+def _together(
+    groups: list[Tensor], state: WorldState, advance: Callable[[WorldState, Tensor], tuple[WorldState, StepOutput]]
+) -> tuple[WorldState, StepOutput]:
+    """What `advance(worlds, rows)` gives for each group of rows, in the order of the batch."""
+    if len(groups) == 1:
+        return advance(state, groups[0])
+    states, outputs = zip(*(advance(state.select(rows), rows) for rows in groups), strict=True)
+    order = torch.cat(groups).argsort()
 
     def joined(tensors: list[Tensor]) -> Tensor:
         return torch.cat(tensors)[order.to(tensors[0].device)]
 
+    flat = [part.tensors() for part in states]
+    merged = states[0].map(lambda name, _: joined([tensors[name] for tensors in flat]))
     frames = None if outputs[0].frames is None else joined([output.frames for output in outputs])
     return merged, StepOutput(frames, joined([o.latents for o in outputs]), joined([o.poses for o in outputs]))
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from sanawm_env.kernels.gated_delta import gated_delta, normalised_gated_delta
 from sanawm_env.model.chunks import ChunkGrid, masked
 from sanawm_env.model.config import DenoiserConfig
-from sanawm_env.model.embeddings import RayEncoding, RMSNorm, Rotation, downscale, padded_linear, world_by_world
+from sanawm_env.model.embeddings import RayEncoding, RMSNorm, Rotation, downscale
 from sanawm_env.model.feed_forward import Memory
 from sanawm_env.model.window import WindowReader
 
@@ -112,17 +112,15 @@ class GatedDeltaAttention(SelfAttention):
     def mix(
         self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
     ) -> tuple[Tensor, Tensor, Memory]:
-        beta = world_by_world(torch.sigmoid, self.beta_proj(u).float())
+        beta = torch.sigmoid(self.beta_proj(u).float())
         decay = self._decay(u)
         main, after = self._main(u, beta, decay, geometry, chunks, memory, collect=collect)
         camera, camera_after = self._camera(u, beta, decay, geometry, chunks, memory, collect=collect)
         return main, camera, after | camera_after
 
     def _decay(self, u: Tensor) -> Tensor:
-        step = world_by_world(
-            functional.softplus, padded_linear(self.gate_proj, u.mean(dim=2)).float() + self.dt_bias.float()
-        )
-        return world_by_world(torch.exp, -self.A_log.float().exp() * step)
+        step = functional.softplus(self.gate_proj(u.mean(dim=2)).float() + self.dt_bias.float())
+        return torch.exp(-self.A_log.float().exp() * step)
 
     def _main(
         self,

@@ -6,7 +6,6 @@ causal_video.py computes with them. All that a stream remembers is a flat dict o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,10 +85,7 @@ def _product(levels: tuple[str, ...]) -> tuple[int, int]:
 
 
 class Autoencoder(nn.Module):
-    """Frames to latents and back; latents have zero mean and unit variance per channel over the training data.
-
-    On a CPU the worlds of a batch are convolved one by one, so that a world's numbers do not depend on its neighbours.
-    """
+    """Frames to latents and back; latents have zero mean and unit variance per channel over the training data."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -136,7 +132,7 @@ class Autoencoder(nn.Module):
         stride = self.config.temporal_stride
         if (frames.shape[2] - 1) % stride:
             raise ConfigError(f"clip has {frames.shape[2]} frames, allowed is 1 + {stride}k; cut or extend it.")
-        raw = _one_by_one(lambda x: causal_video.encode(self.vae.encoder, x), frames.to(self.dtype))
+        raw = causal_video.encode(self.vae.encoder, frames.to(self.dtype))
         raw = raw[..., : self.config.latent_channels].float()
         return ((raw - self.vae.latents_mean.float()) / self.vae.latents_std.float()).permute(0, 1, 4, 2, 3)
 
@@ -167,41 +163,25 @@ class Autoencoder(nn.Module):
         Raises StateError when streams that have started share a batch with others.
         """
         started = _all_started(cache["started"]) if started is None else started
-        raw = self._denormalise(latents)
-        if raw.device.type != "cpu" or raw.shape[0] == 1:
-            return self._continue(raw, cache, started)
-        rows = []
-        for i, row in enumerate(raw.split(1)):
-            rows.append(self._continue(row, {name: x[i : i + 1] for name, x in cache.items()}, started))
-        return torch.cat([pixels for pixels, _ in rows]), {k: torch.cat([new[k] for _, new in rows]) for k in cache}
+        stream = Stream(cache if started else None, keep=True)
+        pixels = causal_video.decode(self.vae.decoder, self._denormalise(latents), stream)
+        kept = {name: stream.new[name].to(old.dtype) for name, old in cache.items() if name != "started"}
+        return pixels, {"started": torch.ones_like(cache["started"]), **kept}
 
     def decode_clip(self, latents: Tensor) -> Tensor:
         """Pixels [B, 3, 1+rk, H, W] of whole clips [B, 1+k, C, h, w], for training: no memory is kept."""
-        return _one_by_one(lambda x: causal_video.decode(self.vae.decoder, x, Stream()), self._denormalise(latents))
+        return causal_video.decode(self.vae.decoder, self._denormalise(latents), Stream())
 
     def _denormalise(self, latents: Tensor) -> Tensor:
         """Raw latents [B, n, h, w, C] in the dtype of the weights."""
         raw = latents.permute(0, 1, 3, 4, 2).float() * self.vae.latents_std.float() + self.vae.latents_mean.float()
         return raw.to(self.dtype)
 
-    def _continue(self, raw: Tensor, cache: Cache, started: bool) -> tuple[Tensor, Cache]:
-        stream = Stream(cache if started else None, keep=True)
-        pixels = causal_video.decode(self.vae.decoder, raw, stream)
-        kept = {name: stream.new[name].to(old.dtype) for name, old in cache.items() if name != "started"}
-        return pixels, {"started": torch.ones_like(cache["started"]), **kept}
-
 
 def to_uint8(pixels: Tensor) -> Tensor:
     """Displayable frames uint8 [B, F, H, W, 3] of pixels [B, 3, F, H, W] in [-1, 1], rounded to the nearest level."""
     levels = ((pixels.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
     return levels.permute(0, 2, 3, 4, 1).contiguous()
-
-
-def _one_by_one(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x), on a CPU world by world."""
-    if x.device.type != "cpu" or x.shape[0] == 1:
-        return function(x)
-    return torch.cat([function(row) for row in x.split(1)])
 
 
 def _all_started(flags: Tensor) -> bool:

@@ -14,7 +14,7 @@ from sanawm_env.conditioning import Conditioning
 from sanawm_env.model.attention import GatedDeltaAttention, Geometry, SoftmaxAttention
 from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.model.config import DenoiserConfig
-from sanawm_env.model.embeddings import RayEncoding, RMSNorm, RotaryFrequencies, TimestepEmbedder, padded_linear
+from sanawm_env.model.embeddings import RayEncoding, RMSNorm, RotaryFrequencies, TimestepEmbedder
 from sanawm_env.model.feed_forward import FeedForward, Memory
 from sanawm_env.model.window import NAMES
 
@@ -161,8 +161,7 @@ class Denoiser(nn.Module):
         x = self.x_embedder(latents.flatten(3).transpose(2, 3))
         time = self.t_embedder(timestep)
         activation, widen = self.t_block
-        assert isinstance(widen, nn.Linear)
-        modulation = padded_linear(widen, activation(time)).unflatten(-1, (6, -1))
+        modulation = widen(activation(time)).unflatten(-1, (6, -1))
         plucker = self.plucker_embedder(given.plucker)
         text = self._text(given)
         geometry = self._geometry(given, grid)

@@ -39,30 +39,7 @@ class TimestepEmbedder(nn.Module):
         rates = torch.exp(-math.log(THETA) / half * torch.arange(half, device=timestep.device, dtype=torch.float32))
         angle = timestep.long().float()[..., None] * rates
         wave = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.linear_1.weight.dtype)
-        return padded_linear(self.linear_2, functional.silu(padded_linear(self.linear_1, wave)))
-
-
-def padded_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`layer(x)` on at least four rows: on a CPU, products of fewer rows take another kernel and so depend on the
-    batch.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    missing = 4 - rows.shape[0]
-    if missing <= 0 or x.device.type != "cpu":
-        return layer(x)
-    return layer(functional.pad(rows, (0, 0, 0, missing)))[: rows.shape[0]].reshape(*x.shape[:-1], -1)
-
-
-def world_by_world(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function` of every element of x [B, ...], with the same rounding whoever shares the batch.
-
-    A CPU computes exponentials in whole vectors and those left over at the end one by one, which rounds otherwise;
-    padding each world's elements to whole vectors leaves none over.
-    """
-    if x.device.type != "cpu":
-        return function(x)
-    flat = x.flatten(1)
-    return function(functional.pad(flat, (0, -flat.shape[1] % 64)))[:, : flat.shape[1]].reshape(x.shape)
+        return self.linear_2(functional.silu(self.linear_1(wave)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,9 @@ def test_every_step_gives_whole_chunks_and_fixed_shapes(model: WorldModel) -> No
     assert state.chunk.tolist() == [4, 4] and state.frame.tolist() == [32, 32]
 
 
-def test_a_world_alone_equals_the_same_world_in_a_batch(model: WorldModel) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_world_alone_equals_the_same_world_in_a_batch(model: WorldModel, threads: int) -> None:
+    torch.set_num_threads(threads)
     _, together = roll(model, start(model), range(3))
     for row in range(3):
         alone = initial(model, pictures(3)[row : row + 1], seeds=[row])[0]
