@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -16,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from sanawm_env.config import from_mapping
-from sanawm_env.errors import BundleError, ConfigError, StorageError, nearest
+from sanawm_env.errors import BackendError, BundleError, ConfigError, StorageError, nearest
 from sanawm_env.kernels.backend import native_bf16
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.checkpoint import read_weights, write_weights
@@ -40,12 +41,11 @@ def load(
 ) -> WorldModel:
     """The world model of an embedded bundle's name or of a bundle's folder; loaded once a process, then shared.
 
-    device: None takes CUDA where there is one. precision: "auto" is bf16 where the device multiplies it natively, fp32
-    elsewhere.
+    device: see `find_device`. precision: "auto" is bf16 where the device multiplies it natively, fp32 elsewhere.
     BundleError: an unknown name, a missing or damaged file, a bundle of another format.
     """
     folder = _folder(name_or_path)
-    target = torch.device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = find_device(device)
     dtype = _dtype(precision, target)
     description, fingerprint = _read_description(folder)
     key = (str(folder), fingerprint, str(target), dtype)
@@ -53,6 +53,24 @@ def load(
         if key not in _loaded:
             _loaded[key] = _build(folder, description, fingerprint, target, dtype)
         return _loaded[key]
+
+
+def find_device(device: torch.device | str | None) -> torch.device:
+    """The device "cpu", "cuda" or "cuda:N"; None takes CUDA where there is one.
+
+    ConfigError: any other name (worlds need float64, which not every device of torch has). BackendError: a CUDA device
+    that torch does not see.
+    """
+    count = torch.cuda.device_count()
+    if device is None:
+        return torch.device("cuda" if count else "cpu")
+    name = re.fullmatch("cpu|cuda(?::(0|[1-9][0-9]*))?", str(device))
+    if name is None:
+        raise ConfigError(f"device is {device!r}; allowed is 'cpu', 'cuda' (a GPU), 'cuda:N', or None for the best.")
+    if str(device) != "cpu" and int(name[1] or 0) >= count:
+        remedy = f"use 'cuda:0' .. 'cuda:{count - 1}'" if count else 'use device="cpu", or a CUDA build of torch'
+        raise BackendError(f"device is {str(device)!r}, torch sees {count} CUDA device(s); {remedy}.")
+    return torch.device(name[0])
 
 
 def save(

@@ -168,8 +168,8 @@ def _with_truth(world: Any, scenes: Scenes, taped: dict[str, np.ndarray], second
 
     config = world.model.config
     poses, lens = torch.as_tensor(taped["poses"])[None], torch.as_tensor(taped["intrinsics"][:1])
-    rows = tqdm(range(poses.shape[1]), unit="frame", desc="rendering the truth")
-    shown = [render(scenes, poses[:, k : k + 1], lens, (config.height, config.width)) for k in rows]
+    with tqdm(range(poses.shape[1]), unit="frame", desc="rendering the truth") as rows:
+        shown = [render(scenes, poses[:, k : k + 1], lens, (config.height, config.width)) for k in rows]
     truth, depth = torch.cat([frame.rgb[0] for frame in shown]), torch.cat([frame.depth[0] for frame in shown])
     known = visible(depth[None], poses, depth[:1], poses[:, 0], lens)[0]
     dream = torch.as_tensor(taped["frames"])

@@ -59,8 +59,10 @@ class MissingExtraError(SanaWMError, ImportError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Allowed names as text, the one closest to `name` first: "did you mean 'rooms'? Known: ..."."""
+    """Allowed names as text, the one closest to `name` first ("did you mean 'rooms'? Known: ..."), or that none is."""
     known = sorted(allowed)
+    if not known:
+        return "none is known."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(known)}."

@@ -13,9 +13,10 @@ from sanawm_env import demo
 from sanawm_env.actions import make_action_map
 from sanawm_env.bundle import save as save_bundle
 from sanawm_env.datasets.reader import EpisodeStore
-from sanawm_env.errors import ConfigError, StorageError
+from sanawm_env.errors import BundleError, ConfigError, StorageError
 from sanawm_env.rooms import clearance, sample_scenes
 from sanawm_env.world import WorldModel
+from sanawm_env.wrappers.tape import EpisodeTape
 
 
 def made_up(frames: int = 17, height: int = 64, width: int = 80) -> demo.Rollout:
@@ -107,6 +108,27 @@ def test_the_whole_demo_with_a_tiny_world(
     assert printed.count(str(tmp_path / "out")) >= 4
     episode = EpisodeStore(tmp_path / "out" / "episode.zarr")
     assert episode[0]["frames"].shape == (17, 32, 40, 3) and episode.seeds.tolist() == [0]
+
+
+def test_an_error_starts_on_a_line_of_its_own(
+    tiny_model: WorldModel, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise StorageError("no space; make some")
+
+    config = demo.DemoConfig(bundle=str(tmp_path / "bundle"), frames=1, out=tmp_path / "out")
+    with pytest.raises(BundleError):
+        demo.run(config)
+    assert capfd.readouterr().out.endswith("... failed\n")
+    save_bundle(tmp_path / "bundle", tiny_model, {})
+    monkeypatch.setattr("sanawm_env.rooms.render", refused)
+    env = demo.make(config)
+    env.reset = lambda **_: EpisodeTape.reset(env, options={"image": np.zeros((32, 40, 3), np.uint8)})
+    # While the error is on its way, as when the command line prints it, the bar before it is closed.
+    with pytest.raises(StorageError):
+        demo.drive(env, config)
+    progress = capfd.readouterr().err
+    assert "rendering the truth" in progress and progress.endswith("\n")
 
 
 def test_side_by_side_shows_the_difference_enlarged() -> None:
