@@ -7,6 +7,7 @@ of the model.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,7 +26,7 @@ from sanawm_env.rigid import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActionMap:
+class ActionMap(abc.ABC):
     """Base of all action maps.
 
     Letters in shapes: B worlds, F frames, A columns of an action, k numbers carried from one frame to the next.
@@ -41,14 +42,14 @@ class ActionMap:
         return "continuous"
 
     @property
+    @abc.abstractmethod
     def columns(self) -> tuple[str, ...]:
         """Name of each column of an action."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def units(self) -> tuple[str, ...]:
         """Unit of each column."""
-        raise NotImplementedError
 
     @property
     def high(self) -> np.ndarray:
@@ -99,12 +100,7 @@ class ActionMap:
         return inside, changed.reshape(len(actions), -1).sum(axis=1)
 
     def _numbers(self, actions: np.ndarray) -> np.ndarray:
-        try:
-            numbers = np.asarray(actions).astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise ActionError(
-                f"action {actions!r} is not numeric; pass an array of {self.size} numbers a world."
-            ) from error
+        numbers = real_numbers(actions)
         if numbers.ndim < 2 or numbers.shape[-1] != self.size:
             raise ActionError(
                 f"actions have shape {numbers.shape}, expected [worlds, ..., {self.size}] for map {self.name!r} "
@@ -139,11 +135,25 @@ class ActionMap:
             poses[:, frame] = current
         return poses, carried
 
+    @abc.abstractmethod
     def advance(
         self, pose: np.ndarray, motion: np.ndarray, action: np.ndarray, dt: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """One frame of `rollout`: pose [B, 4, 4], motion [B, k], action [B, A], dt in seconds."""
-        raise NotImplementedError
+
+
+def real_numbers(action: Any) -> np.ndarray:
+    """The action as float64 of the same shape; raises ActionError on text, objects and complex numbers."""
+    given = np.asarray(action)
+    # NumPy would drop the imaginary part with no more than a warning.
+    if np.iscomplexobj(given):
+        raise ActionError(
+            f"action holds {given.ravel()[:1].tolist()} ({given.dtype}), allowed are real numbers; pass action.real."
+        )
+    try:
+        return given.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ActionError(f"action {action!r} is not numeric, allowed are numbers; pass an array of them.") from error
 
 
 def follow(velocity: np.ndarray, target: np.ndarray, dt: float, time_constant: float) -> np.ndarray:
@@ -316,7 +326,7 @@ class Pose(ActionMap):
 def pose_vector(poses: np.ndarray) -> np.ndarray:
     """[..., 6] position and rotation vector of rigid camera-to-world matrices [..., 4, 4]; raises ActionError if not
     rigid."""
-    poses = np.asarray(poses, dtype=np.float64)
+    poses = real_numbers(poses)
     rotation = poses[..., :3, :3]
     off = np.abs(np.swapaxes(rotation, -1, -2) @ rotation - np.eye(3)).max(initial=0.0)
     wrong_row = np.abs(poses[..., 3, :] - [0, 0, 0, 1]).max(initial=0.0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from sanawm_env.actions import ActionMap
+from sanawm_env.actions import ActionMap, follow
 from sanawm_env.errors import ActionError, nearest
 from sanawm_env.rigid import about_right, about_vertical, homogeneous
 
@@ -31,18 +32,18 @@ class KeyPreset:
 
     strafe_keys, turn_keys: the pair of keys for left and right. steering: part of the turn rate that strafing adds.
     limit: of the pitch, radians; saturate: whether a step across it goes up to it or is dropped. epsilon: added to the
-    length of a levelled axis.
+    length of a levelled axis. The defaults are what most of the programs have.
     """
 
     speed: float
     turn_rate: float
-    strafe_keys: str
-    turn_keys: str
-    steering: float
-    limit: float
-    saturate: bool
-    smooth: bool
-    epsilon: float
+    strafe_keys: str = "ad"
+    turn_keys: str = "jl"
+    steering: float = 0.0
+    limit: float = math.radians(85)
+    saturate: bool = False
+    smooth: bool = False
+    epsilon: float = 1e-6
 
     @property
     def keys(self) -> dict[str, str]:
@@ -53,37 +54,15 @@ class KeyPreset:
 PRESETS = {
     "nvlabs": KeyPreset(
         speed=0.025 * REFERENCE_FPS,
-        turn_rate=np.radians(0.6) * REFERENCE_FPS,
+        turn_rate=math.radians(0.6) * REFERENCE_FPS,
         strafe_keys="jl",
         turn_keys="ad",
-        steering=0.0,
-        limit=np.radians(60),
+        limit=math.radians(60),
         saturate=True,
         smooth=True,
-        epsilon=1e-6,
     ),
-    "diffusers": KeyPreset(
-        speed=0.05 * REFERENCE_FPS,
-        turn_rate=np.radians(1.2) * REFERENCE_FPS,
-        strafe_keys="ad",
-        turn_keys="jl",
-        steering=0.0,
-        limit=np.radians(85),
-        saturate=False,
-        smooth=False,
-        epsilon=0.0,
-    ),
-    "sglang": KeyPreset(
-        speed=0.04 * REFERENCE_FPS,
-        turn_rate=np.radians(1.2) * REFERENCE_FPS,
-        strafe_keys="ad",
-        turn_keys="jl",
-        steering=0.4,
-        limit=np.radians(85),
-        saturate=False,
-        smooth=False,
-        epsilon=1e-6,
-    ),
+    "diffusers": KeyPreset(speed=0.05 * REFERENCE_FPS, turn_rate=math.radians(1.2) * REFERENCE_FPS, epsilon=0.0),
+    "sglang": KeyPreset(speed=0.04 * REFERENCE_FPS, turn_rate=math.radians(1.2) * REFERENCE_FPS, steering=0.4),
 }
 
 
@@ -180,8 +159,8 @@ class Keys(ActionMap):
         if not PRESETS[self.preset].smooth:
             return target
         velocity, before = motion[:, :4], motion[:, 4:]
-        seconds = np.where(np.abs(target) > 1e-12, HELD_SECONDS, COAST_SECONDS)
-        eased = velocity + (1 - np.exp(-dt / seconds)) * (target - velocity)
+        held, coasting = (follow(velocity, target, dt, seconds) for seconds in (HELD_SECONDS, COAST_SECONDS))
+        eased = np.where(np.abs(target) > 1e-12, held, coasting)
         newly = np.any(pressed > before, axis=1, keepdims=True)
         return np.where(newly, target, eased)
 

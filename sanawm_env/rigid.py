@@ -16,8 +16,7 @@ def cross_matrix(vector: np.ndarray) -> np.ndarray:
     """[..., 3, 3] matrices whose product with w is the cross product of `vector` [..., 3] with w."""
     x, y, z = np.moveaxis(vector, -1, 0)
     zero = np.zeros_like(x)
-    rows = [[zero, -z, y], [z, zero, -x], [-y, x, zero]]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+    return _matrices([[zero, -z, y], [z, zero, -x], [-y, x, zero]])
 
 
 def rotation_from_vector(vector: np.ndarray) -> np.ndarray:
@@ -65,15 +64,13 @@ def homogeneous(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 def about_vertical(angle: np.ndarray) -> np.ndarray:
     """Rotations [..., 3, 3] about +y, which points down; positive angles, in radians, turn right."""
     sine, cosine, zero, one = np.sin(angle), np.cos(angle), np.zeros_like(angle), np.ones_like(angle)
-    rows = [[cosine, zero, sine], [zero, one, zero], [-sine, zero, cosine]]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+    return _matrices([[cosine, zero, sine], [zero, one, zero], [-sine, zero, cosine]])
 
 
 def about_right(angle: np.ndarray) -> np.ndarray:
     """Rotations [..., 3, 3] about +x, which points right; positive angles, in radians, look up."""
     sine, cosine, zero, one = np.sin(angle), np.cos(angle), np.zeros_like(angle), np.ones_like(angle)
-    rows = [[one, zero, zero], [zero, cosine, -sine], [zero, sine, cosine]]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+    return _matrices([[one, zero, zero], [zero, cosine, -sine], [zero, sine, cosine]])
 
 
 def body_velocity(before: np.ndarray, after: np.ndarray, fps: float) -> np.ndarray:
@@ -86,6 +83,11 @@ def body_velocity(before: np.ndarray, after: np.ndarray, fps: float) -> np.ndarr
     shift = (turned @ (after[..., :3, 3] - before[..., :3, 3])[..., None])[..., 0]
     angles = vector_from_rotation(turned @ after[..., :3, :3])
     return np.concatenate([shift @ CAMERA_FROM_BODY, angles @ CAMERA_FROM_BODY], axis=-1) * fps
+
+
+def _matrices(rows: list[list[np.ndarray]]) -> np.ndarray:
+    """[..., 3, 3] from its entries [...], row by row."""
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def _series(angle: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ contract, or a bundle of their own, inherits `EnvironmentContract` and overrides
 
 from __future__ import annotations
 
+import abc
 import warnings
 from typing import Any
 
@@ -38,16 +39,16 @@ def row_of(facts: Any, row: int) -> Any:
     return facts[row]
 
 
-class EnvironmentContract:
+class EnvironmentContract(abc.ABC):
     """What every environment over a world keeps. Override `make` and `make_vector`; options pass through to them."""
 
+    @abc.abstractmethod
     def make(self, **options: Any) -> gymnasium.Env[Any, Any]:
         """A new environment made with `gymnasium.make`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def make_vector(self, num_envs: int, **options: Any) -> SanaWMVectorEnv:
         """A new vector environment of as many worlds."""
-        raise NotImplementedError
 
     def actions(self, env: gymnasium.Env[Any, Any], count: int = STEPS, seed: int = 0) -> list[Any]:
         """Actions drawn from the environment's space."""

@@ -166,6 +166,7 @@ def test_clipping_is_counted_and_strict_raises() -> None:
         ("diff_drive", {}, [[np.nan, 0.0]], "'v' is nan"),
         ("diff_drive", {}, [[0.0, 0.0, 0.0]], r"shape \(1, 3\), expected \[worlds, \.\.\., 2\]"),
         ("diff_drive", {}, [["fast", "left"]], "not numeric"),
+        ("diff_drive", {}, [[0.5, 0.5j]], r"holds \[\(0.5\+0j\)\] \(complex128\), allowed are real numbers"),
         ("keys", {"flavour": "discrete"}, [[11.0]], r"'choice' is 11, allowed is 0 \.\. 10"),
         ("keys", {"flavour": "keyboard"}, [[0.5] + [0] * 7], "fraction"),
     ],
@@ -196,6 +197,13 @@ def test_unknown_names_get_the_nearest_known(name: str, options: dict[str, objec
 def test_a_pose_that_is_not_rigid_is_refused() -> None:
     with pytest.raises(ActionError, match="not rigid"):
         pose_vector(np.diag([1.0, 2.0, 1.0, 1.0]))
+    with pytest.raises(ActionError, match="allowed are real numbers"):
+        make_action_map("pose").read(np.eye(4) * 1j)
+
+
+def test_a_map_says_what_it_must_have() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        ActionMap()  # type: ignore[abstract]
 
 
 def test_looking_straight_down_has_no_heading() -> None:
