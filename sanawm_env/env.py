@@ -12,7 +12,7 @@ import numpy as np
 from sanawm_env.actions import ActionMap
 from sanawm_env.config import from_mapping
 from sanawm_env.episodes import EnvConfig, Episodes, Precision, open_model
-from sanawm_env.errors import ConfigError, LifecycleError
+from sanawm_env.errors import ConfigError, LifecycleError, SceneError
 from sanawm_env.snapshot import Snapshot
 from sanawm_env.spaces import action_space, check_choice, observation_space
 from sanawm_env.start import check_seed, read_options
@@ -25,47 +25,51 @@ RENDER_MODES = ("rgb_array", "rgb_array_list")
 SEEDS = 10**9  # worlds reset without a seed get one below this; held-out rooms start here
 
 
-class SanaWMEnv(gymnasium.Env[Any, Any]):
-    """One world that an agent steps a chunk of F frames at a time.
+class Worlds:
+    """What the environment of one world and that of a batch share; each adds Gymnasium's base class and its returns."""
 
-    bundle: name or folder of a world model, which all environments of a process share, or a `WorldModel`. device: where
-    to run it, the best there is if None. precision: "auto", "bf16" or "fp32". render_mode: None, "rgb_array" (the
-    newest frame) or "rgb_array_list" (all frames since the last call). options: the fields of `episodes.EnvConfig`:
-    action_map, action_options, action_mode, observation, frames, task, horizon, strict.
+    metadata: dict[str, Any]
+    action_space: Any
+    observation_space: Any
+    np_random: Any
+    # Until it has episodes: Gymnasium closes a vector environment that it collects, one whose constructor raised too.
+    closed: bool = True
 
-    `step` returns exactly F frames; k steps after a reset make 1 + kF. The reward is the sum over the chunk's frames
-    up to the end of the episode. `terminated` comes from the task alone, `truncated` from the horizon, the task's time
-    limit or a fault of the model (`info["truncation_reason"]`). After the end the world still steps, without reward,
-    until reset.
-
-    A world's seed drives its room, start pose, goal and noise; nothing else does. Seeds from 10^9 up give rooms that
-    the shipped world was never trained on.
-    """
-
-    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 10}
-
-    def __init__(
+    def _open(
         self,
-        bundle: str | Path | WorldModel = "rooms",
+        num_envs: int,
+        bundle: str | Path | WorldModel,
+        /,
         *,
         device: str | None = None,
         precision: Precision = "auto",
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
-        config = read_config(options, frames="all")
+        """What both constructors do; num_envs: worlds B, the rest as for `SanaWMEnv`."""
+        if render_mode == "human":
+            raise ConfigError(
+                f"render_mode is 'human', allowed is None or one of {', '.join(RENDER_MODES)}; to watch a world live, "
+                "wrap its environment in sanawm_env.wrappers.viewer.RerunViewer, or run `sanawm demo` for a recording."
+            )
         if render_mode is not None:
             check_choice("render_mode", render_mode, RENDER_MODES)
-        self._episodes = Episodes(open_model(bundle, device, precision), config, 1)
-        world = self._episodes.model.config
+        config = read_config(options)
+        self._adopt(Episodes(open_model(bundle, device, precision), config, num_envs), render_mode)
+
+    def _adopt(self, episodes: Episodes, render_mode: str | None) -> None:
+        """Makes these episodes the environment's own; spaces are those of one world."""
+        world, config = episodes.model.config, episodes.config
+        self._episodes = episodes
+        self.closed = False
         self.render_mode = render_mode
         # One call of render() a step shows one frame in F.
         shown = world.fps if render_mode == "rgb_array_list" else world.fps / world.frames_per_chunk
-        self.metadata = {**type(self).metadata, "render_fps": shown}
-        self.action_space = action_space(self.action_map, config.action_mode, world.frames_per_chunk)
-        self.observation_space = observation_of(self._episodes)
-        self._shown: list[np.ndarray] = []
-        self._closed = False
+        self.metadata = {**type(self).metadata, "render_modes": list(RENDER_MODES), "render_fps": shown}
+        self.action_space = action_space(episodes.action_map, config.action_mode, world.frames_per_chunk)
+        self.observation_space = observation_space(
+            config.observation, world.frames_per_chunk, world.height, world.width, goal=episodes.task.has_goal
+        )
 
     @property
     def model(self) -> WorldModel:
@@ -84,13 +88,88 @@ class SanaWMEnv(gymnasium.Env[Any, Any]):
 
     @property
     def frames_per_step(self) -> int:
-        """Frames F that a step gives."""
+        """Frames F that a step gives each world."""
         return self.model.config.frames_per_chunk
 
     @property
     def last_timing(self) -> dict[str, float]:
-        """Seconds of the last reset or step, and frames/s of the step; kept out of `info`, which equal runs share."""
+        """Seconds of the last reset or step, and frames/s of the step over all worlds; kept out of `info`, which equal
+        runs share."""
         return dict(self._episodes.last_timing)
+
+    def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> SanaWMVectorEnv:
+        """n futures of this instant as a vector environment, which is running already: step it without a reset.
+
+        Of a batch, every world gets n futures, row-major: rows 0 .. n-1 come from world 0. All futures carry their
+        world's seed, so equal actions give equal frames; with reseed=True each gets a noise of its own. decode=False
+        leaves out the pixels, for planning on poses and rewards: observations are then None.
+        """
+        from sanawm_env.vector_env import SanaWMVectorEnv
+
+        self._check_running()
+        return SanaWMVectorEnv.of_episodes(self._episodes.fork(n, reseed=reseed, decode=decode))
+
+    def get_state(self) -> Snapshot:
+        """Everything needed to continue from here: world, noise, task, horizon, motion, latest frames, random
+        generator."""
+        self._check_running()
+        return self._episodes.snapshot(self.np_random.bit_generator.state)
+
+    def set_state(self, state: Snapshot) -> None:
+        """Continues from a snapshot, bit for bit as it would have gone on. StateError when it does not fit."""
+        self._check_open()
+        self._episodes.restore(state)
+        self.np_random.bit_generator.state = state.rng
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise LifecycleError("the environment is closed; make a new one (the model is still loaded).")
+
+    def _check_running(self) -> None:
+        self._check_open()
+        if self._episodes.running is None:
+            raise LifecycleError("the environment has no episode yet; call reset() or set_state() first.")
+
+    def _check_rendering(self) -> None:
+        self._check_running()
+        if self.render_mode is None:
+            raise LifecycleError("render() needs a render_mode; build the environment with render_mode='rgb_array'.")
+
+
+class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
+    """One world that an agent steps a chunk of F frames at a time.
+
+    bundle: name or folder of a world model, which all environments of a process share, or a `WorldModel`. device: where
+    to run it, the best there is if None. precision: "auto", "bf16" or "fp32". render_mode: None, "rgb_array" (the
+    newest frame) or "rgb_array_list" (all frames since the last call); to watch live, wrap the
+    environment in `wrappers.viewer.RerunViewer`. options: the fields of `episodes.EnvConfig`: action_map,
+    action_options, action_mode, observation, frames, task, horizon, strict.
+
+    `step` returns exactly F frames; k steps after a reset make 1 + kF. The reward is the sum over the chunk's frames
+    up to the end of the episode. `terminated` comes from the task alone, `truncated` from the horizon, the task's time
+    limit or a fault of the model (`info["truncation_reason"]`). After the end the world still steps, without reward,
+    until reset.
+
+    A world's seed drives its room, start pose, goal and noise; nothing else does. Seeds from 10^9 up give rooms that
+    the shipped world was never trained on.
+    """
+
+    # Around a class that does not list "human" Gymnasium puts a window of its own, which needs pygame. Listed, the word
+    # reaches our constructor, whose error says what to do. An environment's own metadata has the true modes.
+    metadata: dict[str, Any] = {"render_modes": [*RENDER_MODES, "human"], "render_fps": 10}
+
+    def __init__(
+        self,
+        bundle: str | Path | WorldModel = "rooms",
+        *,
+        device: str | None = None,
+        precision: Precision = "auto",
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        given = {"frames": "all", **options}
+        self._open(1, bundle, device=device, precision=precision, render_mode=render_mode, **given)
+        self._shown: list[np.ndarray] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode and returns the first picture (frame 0) as the autoencoder shows it.
@@ -102,7 +181,7 @@ class SanaWMEnv(gymnasium.Env[Any, Any]):
         """
         self._check_open()
         super().reset(seed=None if seed is None else check_seed(seed))
-        chosen = read_options(options)
+        chosen = read_options(check_options(options))
         world_seed = int(self.np_random.integers(0, SEEDS)) if seed is None else seed
         facts = self._episodes.start([world_seed], chosen)
         frames = self._episodes.frames()
@@ -131,38 +210,16 @@ class SanaWMEnv(gymnasium.Env[Any, Any]):
 
     def render(self) -> Any:
         """The newest frame uint8 [H, W, 3] ("rgb_array"), or all frames since the last call ("rgb_array_list")."""
-        self._check_running()
-        if self.render_mode is None:
-            raise LifecycleError("render() needs a render_mode; build the environment with render_mode='rgb_array'.")
+        self._check_rendering()
         if self.render_mode == "rgb_array_list":
             shown, self._shown = self._shown, []
             return shown
         frames = self._episodes.frames(last=True)
         return None if frames is None else frames[0, 0]
 
-    def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> SanaWMVectorEnv:
-        """n futures of this instant as a vector environment, which is running already: step it without a reset.
-
-        All futures carry this world's seed, so equal actions give equal frames; with reseed=True each gets a noise of
-        its own. decode=False leaves out the pixels, for planning on poses and rewards: observations are then None.
-        """
-        from sanawm_env.vector_env import SanaWMVectorEnv
-
-        self._check_running()
-        return SanaWMVectorEnv.of_episodes(self._episodes.fork(n, reseed=reseed, decode=decode))
-
-    def get_state(self) -> Snapshot:
-        """Everything needed to continue from here: world, noise, task, horizon, motion, latest frames, random
-        generator."""
-        self._check_running()
-        return self._episodes.snapshot(self.np_random.bit_generator.state)
-
     def set_state(self, state: Snapshot) -> None:
-        """Continues from a snapshot, bit for bit as it would have gone on. StateError when it does not fit."""
-        self._check_open()
-        self._episodes.restore(state)
+        super().set_state(state)
         self._shown = []
-        self.np_random.bit_generator.state = state.rng
 
     def observe(self) -> tuple[Any, dict[str, Any]]:
         """The observation of this instant and what is known of it, as after set_state()."""
@@ -173,16 +230,7 @@ class SanaWMEnv(gymnasium.Env[Any, Any]):
         """Lets go of the world; the model stays with the process. May be called again."""
         self._episodes.running = None
         self._shown = []
-        self._closed = True
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise LifecycleError("the environment is closed; make a new one (the model is still loaded).")
-
-    def _check_running(self) -> None:
-        self._check_open()
-        if self._episodes.running is None:
-            raise LifecycleError("the environment has no episode yet; call reset() or set_state() first.")
+        self.closed = True
 
     @staticmethod
     def _first(rows: Any) -> Any:
@@ -200,7 +248,7 @@ class SanaWMEnv(gymnasium.Env[Any, Any]):
         return {name: rows[0] if rows.ndim > 1 else rows.tolist()[0] for name, rows in facts.items()}
 
 
-def read_config(options: Mapping[str, Any], *, frames: str) -> EnvConfig:
+def read_config(options: Mapping[str, Any]) -> EnvConfig:
     """Options of an environment, checked; ConfigError names the nearest known one."""
     chosen = dict(options)
     action_map, task = chosen.pop("action_map", "diff_drive"), chosen.pop("task", "goto")
@@ -208,12 +256,14 @@ def read_config(options: Mapping[str, Any], *, frames: str) -> EnvConfig:
         raise ConfigError(
             f"action_map is {action_map!r}, allowed is the name of one or an ActionMap; see make_action_map."
         )
-    return from_mapping(EnvConfig, {"frames": frames, **chosen, "action_map": action_map, "task": task})
+    return from_mapping(EnvConfig, {**chosen, "action_map": action_map, "task": task})
 
 
-def observation_of(episodes: Episodes) -> gymnasium.Space[Any]:
-    """Observation space of one world of these episodes."""
-    world, config = episodes.model.config, episodes.config
-    return observation_space(
-        config.observation, world.frames_per_chunk, world.height, world.width, goal=episodes.task.has_goal
-    )
+def check_options(options: Any) -> dict[str, Any]:
+    """A copy of the options of a reset; SceneError unless they are a mapping or None."""
+    if options is not None and not isinstance(options, Mapping):
+        raise SceneError(
+            f"reset options are {options!r}, allowed is a mapping of names to values, or None; pass for example "
+            "options={'scene': 7}."
+        )
+    return dict(options or {})

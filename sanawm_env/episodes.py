@@ -7,6 +7,7 @@ which a step replaces as a whole: an interrupted step leaves the last committed 
 from __future__ import annotations
 
 import copy
+import reprlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,7 +57,7 @@ class EnvConfig:
         check_choice("action_mode", self.action_mode, ACTION_MODES)
         check_choice("observation", self.observation, OBSERVATIONS)
         check_choice("frames", self.frames, FRAMES)
-        if self.horizon is not None and (isinstance(self.horizon, bool) or int(self.horizon) < 1):
+        if self.horizon is not None and not is_count(self.horizon):
             raise ConfigError(f"horizon is {self.horizon!r}, allowed is a number of frames >= 1, or None for no end.")
 
     def make_map(self) -> ActionMap:
@@ -80,15 +81,23 @@ class Outcome:
 
 def open_model(bundle: str | Path | WorldModel, device: str | torch.device | None, precision: Precision) -> WorldModel:
     """The model itself, or the one that this process shares for the bundle's name or folder."""
-    if isinstance(bundle, WorldModel):
-        if device is not None and torch.device(device).type != bundle.device.type:
-            raise ConfigError(
-                f"device is {str(device)!r}, the given model is on {str(bundle.device)!r}; move the model."
-            )
-        return bundle
-    from sanawm_env.bundle import load
+    from sanawm_env.bundle import find_device, load
 
-    return load(bundle, device=device, precision=precision)
+    if not isinstance(bundle, WorldModel):
+        return load(bundle, device=device, precision=precision)
+    if device is not None:
+        asked = find_device(device)
+        if asked.type != bundle.device.type or asked.index not in (None, bundle.device.index):
+            raise ConfigError(
+                f"device is {str(device)!r}, the given model is on {str(bundle.device)!r}; leave device out, or move "
+                "the model."
+            )
+    return bundle
+
+
+def is_count(value: Any) -> bool:
+    """Whether the value is a whole number of at least 1."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 class Episodes:
@@ -153,7 +162,9 @@ class Episodes:
 
     def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> Episodes:
         """n futures of every world, row-major; see `SanaWMEnv.fork`."""
-        now = self.now
+        if not is_count(n):
+            raise StateError(f"fork got n = {n!r}, allowed is a whole number >= 1; pass how many futures to make.")
+        n, now = int(n), self.now
         forked = copy.copy(self)
         forked.batch, forked.decode = self.batch * n, decode
         world = (now.world if decode or now.world.decoder is None else now.world.plan()).fork(n)
@@ -183,7 +194,12 @@ class Episodes:
         )
 
     def restore(self, taken: Snapshot) -> None:
-        """Continues from a snapshot. StateError: of another bundle, number of worlds, tier or action map."""
+        """Continues from a snapshot. StateError: no snapshot, or of another bundle, number of worlds or action map."""
+        if not isinstance(taken, Snapshot):
+            raise StateError(
+                f"the state is {reprlib.repr(taken)} ({type(taken).__name__}), allowed is a Snapshot; pass one from "
+                "get_state() or Snapshot.load()."
+            )
         if taken.world.fingerprint != self.model.fingerprint:
             raise StateError(
                 f"the snapshot is of bundle {taken.world.fingerprint[:12]!r}, this environment runs "
@@ -278,8 +294,10 @@ class Episodes:
             given = chosen.read(actions)
         except ActionError:
             raise
-        except ValueError as error:
-            raise ActionError(f"action is not an array of numbers ({error}); pass one of equal rows.") from error
+        except (TypeError, ValueError, RuntimeError) as error:  # a tensor on a GPU, or one that needs its gradient
+            raise ActionError(
+                f"action is not an array of numbers ({error}); pass a NumPy array, or a list of equal rows."
+            ) from error
         hold = self.config.action_mode == "hold"
         leading = (self.batch,) if hold else (self.batch, frames)
         if chosen.kind == "choice" and given.shape == leading:

@@ -44,9 +44,7 @@ class Running:
 @dataclass(frozen=True, kw_only=True)
 class Judged:
     """A chunk as the task sees it, one row a world: rewards [B, F], zero after the end, index of the frame at which
-    the episode
-    ended
-    (-1 while it goes on), and how many frames of the chunk belong to the episode."""
+    the episode ended (-1 while it goes on), and how many frames of the chunk belong to the episode."""
 
     rewards: np.ndarray
     end_index: np.ndarray

@@ -11,19 +11,16 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from sanawm_env.actions import ActionMap
-from sanawm_env.env import RENDER_MODES, SEEDS, observation_of, read_config
-from sanawm_env.episodes import Episodes, Precision, open_model
-from sanawm_env.errors import ConfigError, LifecycleError, SceneError
-from sanawm_env.snapshot import Snapshot
-from sanawm_env.spaces import action_space, check_choice
+from sanawm_env.env import RENDER_MODES, SEEDS, Worlds, check_options
+from sanawm_env.episodes import Episodes, is_count
+from sanawm_env.errors import ConfigError, SceneError
 from sanawm_env.start import check_seed, read_options
 
 if TYPE_CHECKING:
     from sanawm_env.world import WorldModel
 
 
-class SanaWMVectorEnv(VectorEnv[Any, Any, np.ndarray]):
+class SanaWMVectorEnv(Worlds, VectorEnv[Any, Any, np.ndarray]):
     """num_envs worlds in one batch; arguments as for `SanaWMEnv`, except that `info` carries only the last frame.
 
     Worlds that have ended are not reset by themselves (AutoresetMode.DISABLED): they step on without reward until
@@ -37,22 +34,10 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         "autoreset_mode": AutoresetMode.DISABLED,
     }
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        bundle: str | Path | WorldModel = "rooms",
-        *,
-        device: str | None = None,
-        precision: Precision = "auto",
-        render_mode: str | None = None,
-        **options: Any,
-    ) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
-            raise ConfigError(f"num_envs is {num_envs!r}, allowed is a whole number >= 1.")
-        if render_mode is not None:
-            check_choice("render_mode", render_mode, RENDER_MODES)
-        config = read_config(options, frames="last")
-        self._adopt(Episodes(open_model(bundle, device, precision), config, int(num_envs)), render_mode)
+    def __init__(self, num_envs: int = 1, bundle: str | Path | WorldModel = "rooms", **options: Any) -> None:
+        if not is_count(num_envs):
+            raise ConfigError(f"num_envs is {num_envs!r}, allowed is a whole number >= 1; pass how many worlds to run.")
+        self._open(int(num_envs), bundle, **{"frames": "last", **options})
 
     @classmethod
     def of_episodes(cls, episodes: Episodes) -> SanaWMVectorEnv:
@@ -64,43 +49,11 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         return made
 
     def _adopt(self, episodes: Episodes, render_mode: str | None) -> None:
-        world = episodes.model.config
-        self._episodes = episodes
+        super()._adopt(episodes, render_mode)
         self.num_envs = episodes.batch
-        self.render_mode = render_mode
-        shown = world.fps if render_mode == "rgb_array_list" else world.fps / world.frames_per_chunk
-        self.metadata = {**type(self).metadata, "render_fps": shown}
-        self.single_action_space = action_space(
-            episodes.action_map, episodes.config.action_mode, world.frames_per_chunk
-        )
-        self.single_observation_space = observation_of(episodes)
+        self.single_action_space, self.single_observation_space = self.action_space, self.observation_space
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-
-    @property
-    def model(self) -> WorldModel:
-        """The shared world model."""
-        return self._episodes.model
-
-    @property
-    def action_map(self) -> ActionMap:
-        """The map from actions to camera poses."""
-        return self._episodes.action_map
-
-    @property
-    def fps(self) -> float:
-        """Frames a second of world time."""
-        return self.model.config.fps
-
-    @property
-    def frames_per_step(self) -> int:
-        """Frames F that a step gives each world."""
-        return self.model.config.frames_per_chunk
-
-    @property
-    def last_timing(self) -> dict[str, float]:
-        """Seconds of the last reset or step, and frames/s of all worlds together."""
-        return dict(self._episodes.last_timing)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -111,7 +64,7 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         `SanaWMEnv.reset`; scene, image and pose may have one row for each world that is reset.
         """
         self._check_open()
-        given = dict(options or {})
+        given = check_options(options)
         mask = self._mask(given.pop("reset_mask", None))
         chosen = read_options(given)
         seeds = self._seeds(seed)
@@ -133,30 +86,12 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, np.ndarray]):
     def render(self) -> tuple[Any, ...] | None:
         """What each world shows: its newest frame ("rgb_array") or the frames of its latest chunk
         ("rgb_array_list")."""
-        self._check_running()
-        if self.render_mode is None:
-            raise LifecycleError("render() needs a render_mode; build the environment with render_mode='rgb_array'.")
+        self._check_rendering()
         newest = self.render_mode == "rgb_array"
         frames = self._episodes.frames(last=newest)
         if frames is None:
             return None
         return tuple(frames[:, 0]) if newest else tuple(list(rows) for rows in frames)
-
-    def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> SanaWMVectorEnv:
-        """n futures of every world, row-major (rows 0 .. n-1 come from world 0); see `SanaWMEnv.fork`."""
-        self._check_running()
-        return SanaWMVectorEnv.of_episodes(self._episodes.fork(n, reseed=reseed, decode=decode))
-
-    def get_state(self) -> Snapshot:
-        """Everything needed to continue from here; see `SanaWMEnv.get_state`."""
-        self._check_running()
-        return self._episodes.snapshot(self.np_random.bit_generator.state)
-
-    def set_state(self, state: Snapshot) -> None:
-        """Continues from a snapshot of as many worlds. StateError when it does not fit."""
-        self._check_open()
-        self._episodes.restore(state)
-        self.np_random.bit_generator.state = state.rng
 
     def observe(self) -> tuple[Any, dict[str, Any]]:
         """The observations of this instant and what is known of it, as after fork() or set_state()."""
@@ -166,15 +101,6 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, np.ndarray]):
     def close_extras(self, **kwargs: Any) -> None:
         """Lets go of the worlds; the model stays with the process."""
         self._episodes.running = None
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise LifecycleError("the environment is closed; make a new one (the model is still loaded).")
-
-    def _check_running(self) -> None:
-        self._check_open()
-        if self._episodes.running is None:
-            raise LifecycleError("the environment has no episodes yet; call reset() or set_state() first.")
 
     def _mask(self, given: Any) -> np.ndarray:
         if given is None:
@@ -189,11 +115,13 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             self._check_running()
         return mask
 
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+    def _seeds(self, seed: Any) -> list[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            return [check_seed(seed + world) for world in range(self.num_envs)]
+        if isinstance(seed, np.ndarray):
+            seed = seed.tolist()
+        if not isinstance(seed, Sequence):
+            return [check_seed(check_seed(seed) + world) for world in range(self.num_envs)]
         if len(seed) != self.num_envs:
             raise SceneError(
                 f"{len(seed)} seeds were given for num_envs={self.num_envs}; pass one for each, or a number."
