@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ class Conditioning:
         """The given worlds only."""
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return Conditioning(**{name: value[rows] for name, value in given.items()})
+
+    def reading(self, text: dict[str, Tensor]) -> Conditioning:
+        """The same with the text of `WorldState.text`; unchanged for a model without text."""
+        return replace(self, text=text["hidden"], text_mask=text["mask"]) if text else self
 
 
 def condition(

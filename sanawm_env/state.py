@@ -40,8 +40,9 @@ class WorldState:
 
     chunk: [B] chunks done, int64. seed: [B] int64. horizon: [B] frames after which an episode is cut, -1 for none.
     origin, pose: [B, 4, 4] float64, first and latest camera-to-world in the caller's world. intrinsics: [B, 4] in frame
-    pixels. These six live on the host. first_latent: [B, channels, h, w]. memory: one dict a denoiser block. decoder:
-    the decode cache, None in the "plan" tier. fingerprint: of the bundle that made the state.
+    pixels. These six live on the host. first_latent: [B, channels, h, w]. text: hidden [B, L, C] and mask [B, L] (True =
+    attend), empty for a model without text. memory: one dict a denoiser block. decoder: the decode cache, None in the
+    "plan" tier. fingerprint: of the bundle that made the state.
     """
 
     chunk: Tensor
@@ -51,6 +52,7 @@ class WorldState:
     pose: Tensor
     intrinsics: Tensor
     first_latent: Tensor
+    text: dict[str, Tensor]
     memory: list[Memory]
     decoder: Memory | None
     fingerprint: str
@@ -89,6 +91,7 @@ class WorldState:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors under flat names, batch first."""
         flat = {name: getattr(self, name) for name in (*HOST_FIELDS, "first_latent")}
+        flat |= {f"text.{name}": x for name, x in self.text.items()}
         flat |= {f"memory.{index}.{name}": x for index, block in enumerate(self.memory) for name, x in block.items()}
         return flat | {f"decoder.{name}": x for name, x in (self.decoder or {}).items()}
 
@@ -100,8 +103,9 @@ class WorldState:
     def _with(self, flat: dict[str, Tensor]) -> WorldState:
         memory = [{name: flat[f"memory.{index}.{name}"] for name in block} for index, block in enumerate(self.memory)]
         decoder = None if self.decoder is None else {name: flat[f"decoder.{name}"] for name in self.decoder}
+        text = {name: flat[f"text.{name}"] for name in self.text}
         plain: dict[str, Any] = {name: flat[name] for name in (*HOST_FIELDS, "first_latent")}
-        return replace(self, memory=memory, decoder=decoder, **plain)
+        return replace(self, text=text, memory=memory, decoder=decoder, **plain)
 
     def clone(self) -> WorldState:
         """An independent copy."""

@@ -72,11 +72,22 @@ class WorldModel:
             pose=identity.clone(),
             intrinsics=torch.tensor(config.intrinsics).expand(batch, 4).clone(),
             first_latent=torch.zeros(batch, config.denoiser.in_channels, *grid, device=self.device),
+            text=self._empty_text(batch),
             memory=self.denoiser.memory(batch, grid, device=self.device, dtype=self.dtype),
             decoder=cache,
             fingerprint=self.fingerprint,
             frames_per_chunk=config.frames_per_chunk,
         )
+
+    def _empty_text(self, batch: int) -> dict[str, Tensor]:
+        config = self.config.denoiser
+        if config.caption_channels is None:
+            return {}
+        shape = (batch, config.caption_length)
+        return {
+            "hidden": torch.zeros(*shape, config.caption_channels, dtype=self.dtype, device=self.device),
+            "mask": torch.zeros(shape, dtype=torch.bool, device=self.device),
+        }
 
 
 @torch.no_grad()
@@ -88,12 +99,14 @@ def initial(
     poses: Tensor | np.ndarray | None = None,
     intrinsics: Tensor | np.ndarray | None = None,
     horizon: int | None = None,
+    text: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[WorldState, StepOutput]:
     """Worlds that start at the given pictures.
 
     images: uint8 [B, H, W, 3] RGB. seeds: [B], each world's noise. poses: [B, 4, 4] camera-to-world of the pictures in
     the caller's world (identity by default). intrinsics: [B, 4] in frame pixels (the bundle's by default). horizon:
-    frames after which an episode is cut. Returns the state and the first frame as the autoencoder shows it, frames [B,
+    frames after which an episode is cut. text: embedded prompts, hidden [B, L, C] and mask [B, L], for a model that
+    reads text. Returns the state and the first frame as the autoencoder shows it, frames [B,
     1, H, W, 3]. Raises SceneError or PoseError.
     """
     pictures = _check_images(model.config, images)
@@ -110,6 +123,7 @@ def initial(
         if horizon < 1:
             raise StateError(f"horizon is {horizon}, allowed is >= 1 frame, or None for an episode without end.")
         state.horizon = torch.full((batch,), int(horizon), dtype=torch.int64)
+    state.text = _check_text(model, state.text, text)
     return _together(
         _computed_at_once(model, torch.zeros(batch)), state, lambda part, rows: _open(model, part, pictures[rows])
     )
@@ -184,6 +198,7 @@ def _advance(
         pose=path[:, -1].clone(),
         intrinsics=state.intrinsics,
         first_latent=state.first_latent,
+        text=state.text,
         memory=last_memory(after),
         decoder=cache,
         fingerprint=state.fingerprint,
@@ -210,7 +225,7 @@ def told(model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid) 
         spatial_stride=config.spatial_stride,
         grid=config.grid,
         first=chunks.opening,
-    )
+    ).reading(state.text)
 
 
 def _computed_at_once(model: WorldModel, kind: Tensor) -> list[Tensor]:
@@ -255,6 +270,26 @@ def _check_step(model: WorldModel, state: WorldState, poses: Tensor | np.ndarray
             'frames were asked of a state of tier "plan"; pass decode=False, or step a "full" state all along.'
         )
     return path
+
+
+def _check_text(model: WorldModel, empty: dict[str, Tensor], text: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
+    if not empty or text is None:
+        if (text is None) == (not empty):
+            return empty
+        reads = "no text" if not empty else "text"
+        raise SceneError(
+            f"this model reads {reads} and was given {'a prompt' if text is not None else 'none'}; "
+            "pass text=(hidden, mask) of an embedded prompt to models that read text, and only to them."
+        )
+    hidden, mask = text
+    if hidden.shape != empty["hidden"].shape or mask.shape != empty["mask"].shape:
+        raise SceneError(
+            f"text has shapes {tuple(hidden.shape)} and {tuple(mask.shape)}, expected "
+            f"{tuple(empty['hidden'].shape)} and {tuple(empty['mask'].shape)}: one embedded prompt a world."
+        )
+    if not bool(mask.bool().any(dim=1).all()):
+        raise SceneError("the mask of a prompt marks no position, allowed is one or more; embed at least ''.")
+    return {"hidden": hidden.to(model.device, model.dtype), "mask": mask.to(model.device).bool()}
 
 
 def _whole_numbers(seeds: Sequence[int] | Tensor) -> Tensor:

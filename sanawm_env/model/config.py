@@ -51,7 +51,8 @@ BEHAVIOURS = {
 class DenoiserConfig:
     """Shape of a SANA-WM denoiser; the defaults are the released 2.66 B model (spec dit.md 1.1).
 
-    caption_channels: width of text embeddings, None for a model without text. chunk_latents: latent frames a chunk; the
+    caption_channels: width of text embeddings, None for a model without text. caption_length: text positions.
+    chunk_latents: latent frames a chunk; the
     first chunk has one more. window_chunks: chunks whose keys softmax blocks read beside the current one, the sink
     (chunk 0) among them; None keeps all, which only the one-pass execution can. sink_span: latent frames beyond which
     the sink's distance no longer grows, None for no limit. gdn_time_rope: whether the recurrent blocks rotate by the
@@ -68,6 +69,7 @@ class DenoiserConfig:
     mlp_ratio: float = 3.0
     plucker_channels: int = 48
     caption_channels: int | None = 2304
+    caption_length: int = 300
     cross_heads: int = 20
     chunk_latents: int = 3
     window_chunks: int | None = 2
@@ -111,12 +113,31 @@ class DenoiserConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Many-step sampling of whole clips (spec rollout.md 6.1 - 6.3): Euler steps, flow shift of their noise levels,
+    weight of classifier-free guidance (1 for none).
+    """
+
+    steps: int = 60
+    shift: float = 9.8
+    guidance: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.shift <= 0 or self.guidance < 1:
+            raise ConfigError(
+                f"schedule has steps {self.steps}, shift {self.shift}, guidance {self.guidance}; "
+                "allowed are steps >= 1, shift > 0, guidance >= 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorldConfig:
     """One world model: its parts, its clock and its units.
 
     fps: frames a second of world time. height, width: frame size in pixels. intrinsics: default (fx, fy, cx, cy) in
-    frame pixels. timesteps: noise levels of the few-step sampler, 1 .. 1000, falling. units_per_metre: model units a
-    metre, None when unknown.
+    frame pixels. variant: how it was trained to run; only a distilled one can be stepped, the others generate whole
+    clips. timesteps: noise levels of the few-step sampler, 1 .. 1000, falling. schedule: the many-step sampler's.
+    units_per_metre: model units a metre, None when unknown.
     """
 
     name: str
@@ -128,6 +149,8 @@ class WorldConfig:
     units_per_metre: float | None
     denoiser: DenoiserConfig
     autoencoder: AutoencoderConfig
+    variant: Literal["bidirectional", "teacher", "distilled"] = "distilled"
+    schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
         falling = all(a > b for a, b in zip(self.timesteps, self.timesteps[1:], strict=False))
