@@ -29,12 +29,33 @@ class Conditioning:
 
     def select(self, rows: Tensor) -> Conditioning:
         """The given worlds only."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return Conditioning(**{name: value[rows] for name, value in given.items()})
+        return Conditioning(**{name: value[rows] for name, value in self.tensors().items()})
+
+    def frames(self, begin: int, end: int) -> Conditioning:
+        """Latent frames begin .. end - 1 only; the text stays whole."""
+        return replace(
+            self,
+            to_ray=self.to_ray[:, begin:end],
+            from_ray=self.from_ray[:, begin:end],
+            plucker=self.plucker[:, begin:end],
+            position=self.position[:, begin:end],
+        )
+
+    def twice(self, text: Tensor, mask: Tensor) -> Conditioning:
+        """Every world twice: first with another text [B, L, C] and mask [B, L], then with its own."""
+        doubled = {name: torch.cat([value, value]) for name, value in self.tensors().items()}
+        assert self.text is not None and self.text_mask is not None
+        doubled["text"] = torch.cat([text.to(self.text), self.text])
+        doubled["text_mask"] = torch.cat([mask.to(self.text_mask), self.text_mask])
+        return Conditioning(**doubled)
 
     def reading(self, text: dict[str, Tensor]) -> Conditioning:
         """The same with the text of `WorldState.text`; unchanged for a model without text."""
         return replace(self, text=text["hidden"], text_mask=text["mask"]) if text else self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is given, by field name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
 
 def condition(

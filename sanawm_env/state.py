@@ -40,8 +40,8 @@ class WorldState:
 
     chunk: [B] chunks done, int64. seed: [B] int64. horizon: [B] frames after which an episode is cut, -1 for none.
     origin, pose: [B, 4, 4] float64, first and latest camera-to-world in the caller's world. intrinsics: [B, 4] in frame
-    pixels. These six live on the host. first_latent: [B, channels, h, w]. text: hidden [B, L, C] and mask [B, L] (True =
-    attend), empty for a model without text. memory: one dict a denoiser block. decoder: the decode cache, None in the
+    pixels. These six live on the host. first_latent: [B, channels, h, w]. text: hidden [B, L, C] and mask [B, L] (True
+    = attend), empty for a model without text. memory: one dict a denoiser block. decoder: the decode cache, None in the
     "plan" tier. fingerprint: of the bundle that made the state.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -17,8 +19,14 @@ def streaming_error(model: WorldModel, latents: Tensor, start: Tensor, poses: Te
 
     latents: [B, 1 + k n, channels, h, w], the first picture's and k chunks. start: [B, 4, 4] and poses: [B, k F, 4,
     4], where the pictures are seen. intrinsics: [B, 4]. Both runs read the latents as finished ones (noise level 0),
-    in the precision of the model.
+    in full fp32: in low precision the two differ by their rounding, which says nothing of their masks and memories.
     """
+    model = WorldModel(model.config, copy.deepcopy(model.denoiser).float(), model.autoencoder, model.fingerprint)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return _difference(model, latents, start, poses, intrinsics)
+
+
+def _difference(model: WorldModel, latents: Tensor, start: Tensor, poses: Tensor, intrinsics: Tensor) -> float:
     state = _opening(model, start, intrinsics)
     grid = clip_chunks(latents.shape[1], model.config.chunk_latents)
     quiet = torch.zeros(latents.shape[:2], device=model.device)

@@ -9,7 +9,7 @@ clips, T latents, K chunks, n latents a chunk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -129,12 +129,12 @@ def _streamed(
     opening = level[:, :1].expand(-1, first).clone()
     opening[:, 0] = 0
     seen_first = denoiser.predict_clean(
-        noised(clean[:, :first], opening), opening, _slice(given, first), ChunkGrid((first,), opening=True), empty
+        noised(clean[:, :first], opening), opening, given.frames(0, first), ChunkGrid((first,), opening=True), empty
     )
     later = level[:, 1:].transpose(0, 1).reshape(-1, 1).expand(-1, n)
     target = _rows(clean, first, n)
     memory = [{name: x[:, :-1].transpose(0, 1).flatten(0, 1) for name, x in block.items()} for block in after]
-    rows = Conditioning(**{name: _rows(x, first, n) for name, x in _tensors(given).items()})
+    rows = Conditioning(**{name: _rows(x, first, n) for name, x in given.tensors().items()})
     seen_later = denoiser.predict_clean(
         noised(target, later), later, rows, _later_grid(denoiser, chunks, batch), memory
     )
@@ -161,14 +161,6 @@ def _later_grid(denoiser: Denoiser, chunks: ChunkGrid, batch: int) -> ChunkGrid:
     slots = denoiser.config.previous_latents // denoiser.config.chunk_latents
     filled = tuple(min(chunk - 1, slots) for chunk in range(1, len(chunks.lengths)) for _ in range(batch))
     return ChunkGrid((chunks.lengths[-1],), opening=False, filled=filled)
-
-
-def _tensors(given: Conditioning) -> dict[str, Tensor]:
-    return {f.name: getattr(given, f.name) for f in fields(given) if getattr(given, f.name) is not None}
-
-
-def _slice(given: Conditioning, frames: int) -> Conditioning:
-    return Conditioning(**{name: x[:, :frames] for name, x in _tensors(given).items()})
 
 
 def _memory_dtype(denoiser: Denoiser, device: torch.device) -> torch.dtype:

@@ -1,0 +1,103 @@
+"""Whole clips along a trajectory that is known beforehand: what every variant can do, and all that the bidirectional
+model and the chunk-causal teacher can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sanawm_env.camera import check_rigid
+from sanawm_env.errors import PoseError
+from sanawm_env.kernels.philox import normal
+from sanawm_env.model.autoencoder import to_uint8
+from sanawm_env.model.chunks import clip_chunks
+from sanawm_env.model.clip_sampler import sample_clip
+from sanawm_env.model.config import WorldConfig
+from sanawm_env.state import StepOutput, WorldState
+from sanawm_env.world import WorldModel, initial, step, told
+
+
+@torch.no_grad()
+def generate(
+    model: WorldModel,
+    images: Tensor | np.ndarray,
+    poses: Tensor | np.ndarray,
+    *,
+    seeds: Sequence[int] | Tensor,
+    intrinsics: Tensor | np.ndarray | None = None,
+    text: tuple[Tensor, Tensor] | None = None,
+    negative: tuple[Tensor, Tensor] | None = None,
+    interval: float | None = None,
+    noise: Tensor | None = None,
+    decode: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> StepOutput:
+    """Clips that start at pictures and follow camera trajectories.
+
+    images: uint8 [B, H, W, 3] RGB. poses: [B, N, 4, 4] camera-to-world of every frame, the picture's first. N is 1 +
+    F k frames, F those of a chunk; for the bidirectional model those of a latent. seeds: [B]. intrinsics: [B, 4] in
+    frame pixels. text, negative: (hidden [B, L, C], mask [B, L]) of the prompt and of what guidance moves away from; a
+    distilled model has no guidance and reads the first only. interval: of `sample_clip`, for the teacher. noise: [B,
+    T - 1, channels, h, w] instead of each world's own, for parity tests. progress: called with (done, in all).
+    Returns frames [B, N, H, W, 3] (None without `decode`), latents [B, T, channels, h, w] and the poses. Raises
+    PoseError or SceneError. Spec rollout.md 6.
+    """
+    path = torch.as_tensor(poses, dtype=torch.float64).cpu()
+    latents = _count_latents(model.config, path)
+    check_rigid(path)
+    state, opened = initial(model, images, seeds=seeds, poses=path[:, 0], intrinsics=intrinsics, text=text)
+    if noise is None:
+        shape = (latents - 1, model.config.denoiser.in_channels, *model.config.grid)
+        noise = normal(state.seed, state.chunk, 0, shape, device=model.device)
+    if model.config.variant == "distilled":
+        return _stepped(model, state, opened, path, noise, decode, progress)
+    chunk = latents - 1 if model.config.variant == "bidirectional" else model.config.chunk_latents
+    chunks = clip_chunks(latents, chunk)
+    sampled = sample_clip(
+        model.denoiser,
+        model.config.schedule,
+        noise.to(model.device, model.dtype),
+        state.first_latent,
+        told(model, state, path[:, 1:], chunks),
+        chunks,
+        negative=negative,
+        interval=interval,
+        progress=progress,
+    )
+    frames = to_uint8(model.autoencoder.decode_clip(sampled)) if decode else None
+    return StepOutput(frames, sampled, path)
+
+
+def _stepped(
+    model: WorldModel,
+    state: WorldState,
+    opened: StepOutput,
+    path: Tensor,
+    noise: Tensor,
+    decode: bool,
+    progress: Callable[[int, int], None],
+) -> StepOutput:
+    """The clip of a distilled model: chunk after chunk through `world.step`, as an environment would run it."""
+    outputs, count = [opened], model.config.frames_per_chunk
+    total = (path.shape[1] - 1) // count
+    for done, drawn in enumerate(noise.split(model.config.chunk_latents, dim=1)):
+        follow = path[:, 1 + done * count : 1 + (done + 1) * count]
+        state, output = step(model, state, follow, noise=drawn, decode=decode)
+        outputs.append(output)
+        progress(done + 1, total)
+    frames = torch.cat([o.frames for o in outputs if o.frames is not None], dim=1) if decode else None
+    return StepOutput(frames, torch.cat([o.latents for o in outputs], dim=1), path)
+
+
+def _count_latents(config: WorldConfig, path: Tensor) -> int:
+    unit = config.temporal_stride if config.variant == "bidirectional" else config.frames_per_chunk
+    if path.ndim != 4 or path.shape[1] < 1 + unit or (path.shape[1] - 1) % unit:
+        raise PoseError(
+            f"poses have shape {tuple(path.shape)}, allowed is [B, 1 + {unit} k, 4, 4] with k >= 1: the first "
+            "picture's pose and those of whole chunks; cut or extend the trajectory."
+        )
+    return 1 + (path.shape[1] - 1) // config.temporal_stride
