@@ -1,4 +1,4 @@
-"""Whole clips: equal to the public pipeline, the teacher's wave, and the distilled model stepped as an environment would."""
+"""Whole clips: equal to the public pipeline, a wave of chunks for the teacher, plain steps for the distilled model."""
 
 import dataclasses
 import itertools
