@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from sanawm_env.actions import make_action_map as make_action_map
     from sanawm_env.bundle import load as load
     from sanawm_env.env import SanaWMEnv as SanaWMEnv
+    from sanawm_env.generate import generate as generate
+    from sanawm_env.scene import Scene as Scene
+    from sanawm_env.scene import load_scene as load_scene
+    from sanawm_env.scene import prepare_image as prepare_image
     from sanawm_env.snapshot import Snapshot as Snapshot
-    from sanawm_env.start import Scene as Scene
-    from sanawm_env.start import prepare_image as prepare_image
     from sanawm_env.state import StepOutput as StepOutput
     from sanawm_env.state import WorldState as WorldState
     from sanawm_env.tasks import Drive as Drive
@@ -50,9 +52,11 @@ _HOMES = {
     "make_action_map": "actions",
     "load": "bundle",
     "SanaWMEnv": "env",
+    "generate": "generate",
+    "Scene": "scene",
+    "load_scene": "scene",
+    "prepare_image": "scene",
     "Snapshot": "snapshot",
-    "Scene": "start",
-    "prepare_image": "start",
     "StepOutput": "state",
     "WorldState": "state",
     "Drive": "tasks",

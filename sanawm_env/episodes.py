@@ -130,7 +130,13 @@ class Episodes:
         columns = {TASK + name: rows for name, rows in task.begin(start.situations).items()}
         horizon = self.config.horizon if options.horizon is None else options.horizon
         world, shown = worlds.initial(
-            self.model, start.images, seeds=list(seeds), poses=start.poses, intrinsics=start.intrinsics, horizon=horizon
+            self.model,
+            start.images,
+            seeds=list(seeds),
+            poses=start.poses,
+            intrinsics=start.intrinsics,
+            horizon=horizon,
+            units=None if start.scene is None else start.scene.units_per_metre,
         )
         rows = self._fresh_rows(start) | columns
         shown_frames = shown.frames
@@ -352,8 +358,11 @@ class Episodes:
         """What is known of this instant, B rows; poses: [B, T, 4, 4] of the frames shown, the latest one if None."""
         now = self.now
         poses = now.world.pose.numpy()[:, None].copy() if poses is None else poses
-        known = self.model.config.units_per_metre is not None
-        facts = {"poses": poses, "frame": now.world.frame.numpy().copy(), "calibrated": np.full(self.batch, known)}
+        facts = {
+            "poses": poses,
+            "frame": now.world.frame.numpy().copy(),
+            "calibrated": ~now.world.units.isnan().numpy(),
+        }
         frames = None if self.config.frames == "none" else self.frames(last=self.config.frames == "last")
         if frames is not None:
             facts["frames"] = frames

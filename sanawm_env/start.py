@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sanawm_env.errors import SceneError, nearest
+from sanawm_env.scene import Scene, check_images, load_scene, read_scene
 from sanawm_env.tasks import Situation
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
     from sanawm_env.model.config import WorldConfig
     from sanawm_env.rooms import Scenes
@@ -22,21 +23,6 @@ if TYPE_CHECKING:
 CANDIDATES = 6
 ENOUGH_OBJECT = 0.04  # part of the first picture that furniture should cover for an interesting start
 NO_ROOM = -1
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scene:
-    """A picture to start from, and what is known of it.
-
-    image: uint8 [H, W, 3] RGB of the bundle's frame size (`prepare_image` makes one). intrinsics: (fx, fy, cx, cy) in
-    its pixels, the bundle's if None. pose: [4, 4] camera-to-world of the picture in the caller's world, identity if
-    None. fps: frames a second the scene is meant for; another one than the bundle's is refused.
-    """
-
-    image: np.ndarray
-    intrinsics: Sequence[float] | None = None
-    pose: np.ndarray | None = None
-    fps: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +39,15 @@ class ResetOptions:
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """Worlds about to start: images uint8 [B, H, W, 3], poses [B, 4, 4], intrinsics [B, 4], room seeds int64 [B] (-1
-    for
-    a world without geometry), and what a task may know of each."""
+    for a world without geometry), what a task may know of each, and the scene of those that start from a picture.
+    """
 
     images: np.ndarray
     poses: np.ndarray
     intrinsics: np.ndarray
     rooms: np.ndarray
     situations: list[Situation]
+    scene: Scene | None = None
 
 
 def read_options(options: Mapping[str, Any] | None) -> ResetOptions:
@@ -86,22 +73,14 @@ def make_start(
     `device`."""
     scene = options.scene
     if isinstance(scene, Mapping):
-        scene = _read_scene(scene)
+        scene = read_scene(scene)
+    elif isinstance(scene, str | Path):
+        scene = load_scene(scene, config.height, config.width)
     if options.image is not None:
         scene = Scene(image=options.image)
     if isinstance(scene, Scene):
         return _from_picture(scene, options.pose, seeds, config)
     return _from_rooms(_room_seeds(scene, seeds), options.pose, seeds, config, device)
-
-
-def _read_scene(given: Mapping[str, Any]) -> Scene:
-    known = [field.name for field in fields(Scene)]
-    for key in given:
-        if key not in known:
-            raise SceneError(f"unknown key {key!r} of a scene; {nearest(str(key), known)}")
-    if "image" not in given:
-        raise SceneError("the scene has no 'image'; pass one, or the whole-number seed of a room as the scene.")
-    return Scene(**given)
 
 
 def _room_seeds(scene: Any, seeds: Sequence[int]) -> list[int]:
@@ -111,7 +90,7 @@ def _room_seeds(scene: Any, seeds: Sequence[int]) -> list[int]:
     if len(rooms) != len(seeds) or not whole:
         raise SceneError(
             f"scene is {scene!r}, allowed is the seed of a room (a whole number >= 0), one a world for {len(seeds)} "
-            "worlds, or a Scene with an image."
+            "worlds, a Scene with an image, or the path of a scene.yaml."
         )
     return [int(room) for room in rooms]
 
@@ -137,6 +116,7 @@ def _from_picture(scene: Scene, pose: Any, seeds: Sequence[int], config: WorldCo
         situations=[
             Situation(pose=poses[world], seed=seed, objects=None, visible={}) for world, seed in enumerate(seeds)
         ],
+        scene=scene,
     )
 
 
@@ -243,55 +223,6 @@ def _a_world_each(name: str, value: np.ndarray, worlds: int, ndim: int) -> np.nd
     if value.ndim != ndim + 1 or len(value) != worlds:
         raise SceneError(f"{name} has shape {value.shape} for {worlds} worlds; pass one for all, or one a world.")
     return value
-
-
-def check_images(image: Any, height: int, width: int) -> np.ndarray:
-    """uint8 RGB pictures [..., H, W, 3] of the right size; raises SceneError, whose remedy is `prepare_image`."""
-    picture = np.asarray(image)
-    if picture.dtype != np.uint8 or picture.ndim not in (3, 4) or picture.shape[-3:] != (height, width, 3):
-        alpha = " (the fourth channel is alpha)" if picture.ndim >= 3 and picture.shape[-1] == 4 else ""
-        raise SceneError(
-            f"first picture is {picture.dtype} of shape {picture.shape}{alpha}, allowed is uint8 "
-            f"({height}, {width}, 3); pass sanawm_env.prepare_image(image, {height}, {width})[0]."
-        )
-    return picture
-
-
-def prepare_image(
-    image: Image | np.ndarray, height: int, width: int, intrinsics: Sequence[float] | None = None
-) -> tuple[np.ndarray, tuple[float, float, float, float] | None]:
-    """A picture of any size covering height x width, and its intrinsics (spec rollout.md 2.1, 2.2).
-
-    image: a Pillow image, or uint8 [h, w], [h, w, 3] or [h, w, 4]; alpha is laid over black, EXIF orientation is
-    applied. intrinsics: (fx, fy, cx, cy) in pixels of the given picture. Returns uint8 [height, width, 3], enlarged or
-    reduced without distortion and cropped in the middle, and the intrinsics in its pixels (None if None was given).
-    """
-    from PIL import Image, ImageOps
-
-    given = ImageOps.exif_transpose(image) if isinstance(image, Image.Image) else _picture(image)
-    flat = Image.new("RGB", given.size)
-    flat.paste(given.convert("RGB"), mask=given.convert("RGBA").getchannel("A"))
-    scale = max(width / flat.width, height / flat.height)
-    across, down = max(width, round(flat.width * scale)), max(height, round(flat.height * scale))
-    left, top = (across - width) // 2, (down - height) // 2
-    resized = flat.resize((across, down), Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
-    if intrinsics is None:
-        return np.asarray(resized).copy(), None
-    fx, fy, cx, cy = (float(value) for value in intrinsics)
-    x, y = across / flat.width, down / flat.height
-    return np.asarray(resized).copy(), (fx * x, fy * y, cx * x - left, cy * y - top)
-
-
-def _picture(image: np.ndarray) -> Image:
-    from PIL import Image
-
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or not array.size:
-        raise SceneError(
-            f"picture is {array.dtype} of shape {array.shape}, allowed is uint8 [h, w], [h, w, 3] or [h, w, 4]; "
-            "scale to 0 .. 255 and convert."
-        )
-    return Image.fromarray(array)
 
 
 def check_seed(seed: Any) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sanawm_env.world import WorldModel
 
 FORMAT = "sanawm-world-state-1"
-HOST_FIELDS = ("chunk", "seed", "horizon", "origin", "pose", "intrinsics")
+HOST_FIELDS = ("chunk", "seed", "horizon", "origin", "pose", "intrinsics", "units")
 
 
 @dataclass
@@ -39,10 +39,11 @@ class WorldState:
     """A batch of running worlds, one row each; every tensor has a shape fixed by the bundle and the tier.
 
     chunk: [B] chunks done, int64. seed: [B] int64. horizon: [B] frames after which an episode is cut, -1 for none.
-    origin, pose: [B, 4, 4] float64, first and latest camera-to-world in the caller's world. intrinsics: [B, 4] in frame
-    pixels. These six live on the host. first_latent: [B, channels, h, w]. text: hidden [B, L, C] and mask [B, L] (True
-    = attend), empty for a model without text. memory: one dict a denoiser block. decoder: the decode cache, None in the
-    "plan" tier. fingerprint: of the bundle that made the state.
+    origin, pose: [B, 4, 4] float64, first and latest camera-to-world in the caller's world. intrinsics: [B, 4] in
+    frame pixels. units: [B] float64, model units a metre, NaN where unknown (one then counts as a metre). These
+    seven live on the host. first_latent: [B, channels, h, w]. text: hidden [B, L, C] and mask [B, L] (True =
+    attend), empty for a model without text. memory: one dict a denoiser block. decoder: the decode cache, None in
+    the "plan" tier. fingerprint: of the bundle that made the state.
     """
 
     chunk: Tensor
@@ -51,6 +52,7 @@ class WorldState:
     origin: Tensor
     pose: Tensor
     intrinsics: Tensor
+    units: Tensor
     first_latent: Tensor
     text: dict[str, Tensor]
     memory: list[Memory]

@@ -6,6 +6,7 @@ No Gymnasium, no files, no globals: weights and config are in `WorldModel`, ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -71,6 +72,7 @@ class WorldModel:
             origin=identity.clone(),
             pose=identity.clone(),
             intrinsics=torch.tensor(config.intrinsics).expand(batch, 4).clone(),
+            units=torch.full((batch,), config.units_per_metre or math.nan, dtype=torch.float64),
             first_latent=torch.zeros(batch, config.denoiser.in_channels, *grid, device=self.device),
             text=self._empty_text(batch),
             memory=self.denoiser.memory(batch, grid, device=self.device, dtype=self.dtype),
@@ -100,14 +102,15 @@ def initial(
     intrinsics: Tensor | np.ndarray | None = None,
     horizon: int | None = None,
     text: tuple[Tensor, Tensor] | None = None,
+    units: float | None = None,
 ) -> tuple[WorldState, StepOutput]:
     """Worlds that start at the given pictures.
 
-    images: uint8 [B, H, W, 3] RGB. seeds: [B], each world's noise. poses: [B, 4, 4] camera-to-world of the pictures in
-    the caller's world (identity by default). intrinsics: [B, 4] in frame pixels (the bundle's by default). horizon:
-    frames after which an episode is cut. text: embedded prompts, hidden [B, L, C] and mask [B, L], for a model that
-    reads text. Returns the state and the first frame as the autoencoder shows it, frames [B,
-    1, H, W, 3]. Raises SceneError or PoseError.
+    images: uint8 [B, H, W, 3] RGB. seeds: [B], each world's noise. poses: [B, 4, 4] camera-to-world of the pictures
+    in the caller's world (identity by default). intrinsics: [B, 4] in frame pixels (the bundle's by default).
+    horizon: frames after which an episode is cut. text: embedded prompts, hidden [B, L, C] and mask [B, L], for a
+    model that reads text. units: model units a metre (the bundle's by default). Returns the state and the first
+    frame as the autoencoder shows it, frames [B, 1, H, W, 3]. Raises SceneError or PoseError.
     """
     pictures = _check_images(model.config, images)
     batch = pictures.shape[0]
@@ -123,6 +126,10 @@ def initial(
         if horizon < 1:
             raise StateError(f"horizon is {horizon}, allowed is >= 1 frame, or None for an episode without end.")
         state.horizon = torch.full((batch,), int(horizon), dtype=torch.int64)
+    if units is not None:
+        if not 0 < units < math.inf:
+            raise SceneError(f"units is {units!r}, allowed is a number of model units a metre, above 0, or None.")
+        state.units[:] = units
     state.text = _check_text(model, state.text, text)
     return _together(
         _computed_at_once(model, torch.zeros(batch)), state, lambda part, rows: _open(model, part, pictures[rows])
@@ -197,6 +204,7 @@ def _advance(
         origin=state.origin,
         pose=path[:, -1].clone(),
         intrinsics=state.intrinsics,
+        units=state.units,
         first_latent=state.first_latent,
         text=state.text,
         memory=last_memory(after),
@@ -214,7 +222,7 @@ def told(model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid) 
     config = model.config
     whole = torch.cat([state.pose[:, None], path], dim=1) if chunks.opening else path
     seen = relative_poses(state.origin, whole)
-    seen[..., :3, 3] *= config.units_per_metre or 1.0
+    seen[..., :3, 3] *= state.units.nan_to_num(1.0)[:, None, None]
     start = torch.where(state.chunk == 0, 0, 1 + config.chunk_latents * state.chunk)
     position = start[:, None] + torch.arange(chunks.frames)
     return condition(
