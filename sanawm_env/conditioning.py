@@ -51,7 +51,7 @@ class Conditioning:
 
     def reading(self, text: dict[str, Tensor]) -> Conditioning:
         """The same with the text of `WorldState.text`; unchanged for a model without text."""
-        return replace(self, text=text["hidden"], text_mask=text["mask"]) if text else self
+        return replace(self, text=text["hidden"], text_mask=text["mask"]) if "hidden" in text else self
 
     def tensors(self) -> dict[str, Tensor]:
         """What is given, by field name."""

@@ -4,7 +4,7 @@ model and the chunk-causal teacher can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ def generate(
     *,
     seeds: Sequence[int] | Tensor,
     intrinsics: Tensor | np.ndarray | None = None,
-    text: tuple[Tensor, Tensor] | None = None,
+    text: Mapping[str, Tensor] | None = None,
     negative: tuple[Tensor, Tensor] | None = None,
     interval: float | None = None,
     noise: Tensor | None = None,
@@ -38,13 +38,13 @@ def generate(
 ) -> StepOutput:
     """Clips that start at pictures and follow camera trajectories.
 
-    images: uint8 [B, H, W, 3] RGB. poses: [B, N, 4, 4] camera-to-world of every frame, the picture's first. N is 1 +
-    F k frames, F those of a chunk; for the bidirectional model those of a latent. seeds: [B]. intrinsics: [B, 4] in
-    frame pixels. text, negative: (hidden [B, L, C], mask [B, L]) of the prompt and of what guidance moves away from; a
-    distilled model has no guidance and reads the first only. interval: of `sample_clip`, for the teacher. noise: [B,
-    T - 1, channels, h, w] instead of each world's own, for parity tests. progress: called with (done, in all).
-    Returns frames [B, N, H, W, 3] (None without `decode`), latents [B, T, channels, h, w] and the poses. Raises
-    PoseError or SceneError. Spec rollout.md 6.
+    images: uint8 [B, H, W, 3] RGB. poses: [B, N, 4, 4] camera-to-world of every frame, the picture's first. N is 1
+    + F k frames, F those of a chunk; for the bidirectional model those of a latent. seeds: [B]. intrinsics: [B, 4]
+    in frame pixels. text: embedded prompts as `WorldState.text` holds them. negative: (hidden [B, L, C], mask [B,
+    L]) of what guidance moves away from; a distilled model has no guidance. interval: of `sample_clip`, for the
+    teacher. noise: [B, T - 1, channels, h, w] instead of each world's own, for parity tests. progress: called with
+    (done, in all). With a refiner, the frames are of refined latents. Returns frames [B, N, H, W, 3] (None without
+    `decode`), latents [B, T, channels, h, w] and the poses. Raises PoseError or SceneError. Spec rollout.md 6.
     """
     path = torch.as_tensor(poses, dtype=torch.float64).cpu()
     latents = _count_latents(model.config, path)
@@ -68,8 +68,24 @@ def generate(
         interval=interval,
         progress=progress,
     )
-    frames = to_uint8(model.autoencoder.decode_clip(sampled)) if decode else None
-    return StepOutput(frames, sampled, path)
+    refined = _refined(model, state, sampled) if decode and model.refiner is not None else None
+    shown = sampled if refined is None else refined
+    frames = to_uint8(model.autoencoder.decode_clip(shown)) if decode else None
+    return StepOutput(frames, sampled, path, refined)
+
+
+def _refined(model: WorldModel, state: WorldState, latents: Tensor) -> Tensor:
+    """A bidirectional clip refined at once, a teacher's block by block, as their refiners were trained."""
+    assert model.refiner is not None and state.refiner is not None
+    text = (state.text["refiner_hidden"], state.text["refiner_mask"])
+    noise = normal(state.seed, state.chunk, 1, tuple(latents[:, 1:].shape[1:]), device=model.device)
+    if model.config.variant == "bidirectional":
+        return model.refiner.refine_clip(latents, noise, *text)
+    window, parts, count = state.refiner, [latents[:, :1]], model.config.chunk_latents
+    for block, draw in zip(latents[:, 1:].split(count, 1), noise.split(count, 1), strict=True):
+        refined, window = model.refiner.refine(window, block, draw, *text)
+        parts.append(refined)
+    return torch.cat(parts, dim=1)
 
 
 def _stepped(
@@ -90,7 +106,9 @@ def _stepped(
         outputs.append(output)
         progress(done + 1, total)
     frames = torch.cat([o.frames for o in outputs if o.frames is not None], dim=1) if decode else None
-    return StepOutput(frames, torch.cat([o.latents for o in outputs], dim=1), path)
+    refined = [o.refined for o in outputs if o.refined is not None]
+    latents = torch.cat([o.latents for o in outputs], dim=1)
+    return StepOutput(frames, latents, path, torch.cat([opened.latents, *refined], dim=1) if refined else None)
 
 
 def _count_latents(config: WorldConfig, path: Tensor) -> int:

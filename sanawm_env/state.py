@@ -15,23 +15,26 @@ from torch import Tensor
 
 from sanawm_env.errors import SpentStateError, StateError, StorageError
 from sanawm_env.model.feed_forward import Memory
+from sanawm_env.model.refiner import RefinerState
 
 if TYPE_CHECKING:
     from sanawm_env.world import WorldModel
 
 FORMAT = "sanawm-world-state-1"
 HOST_FIELDS = ("chunk", "seed", "horizon", "origin", "pose", "intrinsics", "units")
+ON_HOST = (*HOST_FIELDS, "refiner.position")
 
 
 @dataclass
 class StepOutput:
-    """What one step gives: frames uint8 [B, F, H, W, 3] or None, latents [B, n, channels, h, w], poses [B, F, 4, 4]
-    float64.
+    """What one step gives: frames uint8 [B, F, H, W, 3] or None, latents [B, n, channels, h, w] of the denoiser, poses
+    [B, F, 4, 4] float64, and what the refiner made of the latents, in their shape, or None.
     """
 
     frames: Tensor | None
     latents: Tensor
     poses: Tensor
+    refined: Tensor | None = None
 
 
 @dataclass(kw_only=True)
@@ -42,8 +45,9 @@ class WorldState:
     origin, pose: [B, 4, 4] float64, first and latest camera-to-world in the caller's world. intrinsics: [B, 4] in
     frame pixels. units: [B] float64, model units a metre, NaN where unknown (one then counts as a metre). These
     seven live on the host. first_latent: [B, channels, h, w]. text: hidden [B, L, C] and mask [B, L] (True =
-    attend), empty for a model without text. memory: one dict a denoiser block. decoder: the decode cache, None in
-    the "plan" tier. fingerprint: of the bundle that made the state.
+    attend) of the prompt, refiner_hidden and refiner_mask where there is a refiner; empty for a model without text.
+    memory: one dict a denoiser block. decoder: the decode cache, refiner: the refiner's window; both None in the
+    "plan" tier, the latter also without a refiner. fingerprint: of the bundle that made the state.
     """
 
     chunk: Tensor
@@ -57,6 +61,7 @@ class WorldState:
     text: dict[str, Tensor]
     memory: list[Memory]
     decoder: Memory | None
+    refiner: RefinerState | None
     fingerprint: str
     frames_per_chunk: int
     _spent: bool = field(default=False, repr=False)
@@ -95,7 +100,8 @@ class WorldState:
         flat = {name: getattr(self, name) for name in (*HOST_FIELDS, "first_latent")}
         flat |= {f"text.{name}": x for name, x in self.text.items()}
         flat |= {f"memory.{index}.{name}": x for index, block in enumerate(self.memory) for name, x in block.items()}
-        return flat | {f"decoder.{name}": x for name, x in (self.decoder or {}).items()}
+        flat |= {f"decoder.{name}": x for name, x in (self.decoder or {}).items()}
+        return flat | {f"refiner.{name}": x for name, x in (self.refiner.tensors() if self.refiner else {}).items()}
 
     def map(self, change: Callable[[str, Tensor], Tensor]) -> WorldState:
         """A new state whose tensors are `change(flat name, tensor)`."""
@@ -105,9 +111,10 @@ class WorldState:
     def _with(self, flat: dict[str, Tensor]) -> WorldState:
         memory = [{name: flat[f"memory.{index}.{name}"] for name in block} for index, block in enumerate(self.memory)]
         decoder = None if self.decoder is None else {name: flat[f"decoder.{name}"] for name in self.decoder}
+        refiner = self.refiner and self.refiner.map(lambda name, _: flat[f"refiner.{name}"])
         text = {name: flat[f"text.{name}"] for name in self.text}
         plain: dict[str, Any] = {name: flat[name] for name in (*HOST_FIELDS, "first_latent")}
-        return replace(self, text=text, memory=memory, decoder=decoder, **plain)
+        return replace(self, text=text, memory=memory, decoder=decoder, refiner=refiner, **plain)
 
     def clone(self) -> WorldState:
         """An independent copy."""
@@ -115,12 +122,12 @@ class WorldState:
 
     def to(self, device: torch.device | str) -> WorldState:
         """The state with its large tensors on another device."""
-        return self.map(lambda name, x: x if name in HOST_FIELDS else x.to(device))
+        return self.map(lambda name, x: x if name in ON_HOST else x.to(device))
 
     def plan(self) -> WorldState:
-        """A copy without the decode cache: enough to plan, a step of it gives no frames."""
+        """A copy without decode cache and refiner window: enough to plan, a step of it gives no frames."""
         kept = self.clone()
-        kept.decoder = None
+        kept.decoder = kept.refiner = None
         return kept
 
     def fork(self, n: int) -> WorldState:
@@ -164,8 +171,8 @@ class WorldState:
         return index.long().cpu()
 
     def nbytes(self) -> dict[str, int]:
-        """Bytes by part: recurrent state, convolution tails, softmax window, decode cache, the rest, and the total."""
-        parts = dict.fromkeys(("recurrent", "tails", "window", "decoder", "other"), 0)
+        """Bytes by part: recurrent state, convolution tails, softmax window, decode cache, refiner, the rest, total."""
+        parts = dict.fromkeys(("recurrent", "tails", "window", "decoder", "refiner", "other"), 0)
         for name, x in self.tensors().items():
             parts[_part(name)] += x.numel() * x.element_size()
         return parts | {"total": sum(parts.values())}
@@ -212,8 +219,8 @@ class WorldState:
 
 def _part(name: str) -> str:
     kind = name.split(".")[-1]
-    if name.startswith("decoder."):
-        return "decoder"
+    if name.startswith(("decoder.", "refiner.")):
+        return name.split(".")[0]
     if kind in ("state", "normaliser", "camera_state"):
         return "recurrent"
     if kind.endswith("_tail"):

@@ -7,7 +7,7 @@ No Gymnasium, no files, no globals: weights and config are in `WorldModel`, ever
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from sanawm_env.camera import check_intrinsics, check_rigid, relative_poses
 from sanawm_env.conditioning import Conditioning, condition
-from sanawm_env.errors import SceneError, StateError
+from sanawm_env.errors import ConfigError, SceneError, StateError
 from sanawm_env.kernels.philox import normal
 from sanawm_env.model.autoencoder import Autoencoder, to_uint8
 from sanawm_env.model.chunks import ChunkGrid, next_chunk
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.denoiser import Denoiser, last_memory
 from sanawm_env.model.initialise import randomise
+from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.sampler import denoise
 from sanawm_env.state import StepOutput, WorldState
 
@@ -30,12 +31,24 @@ from sanawm_env.state import StepOutput, WorldState
 class WorldModel:
     """Weights and configuration of a world; shared between worlds and never changed by a step.
 
-    fingerprint: SHA-256 of the bundle the weights came from, "" for a model made in memory.
+    fingerprint: SHA-256 of the bundle the weights came from, "" for a model made in memory. refiner: adds detail to
+    finished latents before they are decoded, or None. ConfigError when its blocks are no chunks.
     """
 
     def __init__(
-        self, config: WorldConfig, denoiser: Denoiser, autoencoder: Autoencoder, fingerprint: str = ""
+        self,
+        config: WorldConfig,
+        denoiser: Denoiser,
+        autoencoder: Autoencoder,
+        fingerprint: str = "",
+        refiner: Refiner | None = None,
     ) -> None:
+        if refiner is not None and (refiner.config.block_latents, refiner.config.sink) != (config.chunk_latents, 1):
+            raise ConfigError(
+                f"the refiner has blocks of {refiner.config.block_latents} latents, a sink of {refiner.config.sink}; "
+                f"allowed are {config.chunk_latents} (a chunk) and 1; set block_latents and sink of its RefinerConfig."
+            )
+        self.refiner = None if refiner is None else refiner.eval().requires_grad_(False)
         self.config = config
         self.denoiser = denoiser.eval().requires_grad_(False)
         self.autoencoder = autoencoder.eval().requires_grad_(False)
@@ -77,19 +90,22 @@ class WorldModel:
             text=self._empty_text(batch),
             memory=self.denoiser.memory(batch, grid, device=self.device, dtype=self.dtype),
             decoder=cache,
+            refiner=self.refiner.empty_state(batch, grid) if self.refiner is not None and decoder else None,
             fingerprint=self.fingerprint,
             frames_per_chunk=config.frames_per_chunk,
         )
 
     def _empty_text(self, batch: int) -> dict[str, Tensor]:
-        config = self.config.denoiser
-        if config.caption_channels is None:
-            return {}
-        shape = (batch, config.caption_length)
-        return {
-            "hidden": torch.zeros(*shape, config.caption_channels, dtype=self.dtype, device=self.device),
-            "mask": torch.zeros(shape, dtype=torch.bool, device=self.device),
-        }
+        config, sizes = self.config.denoiser, {}
+        if config.caption_channels is not None:
+            sizes[""] = (config.caption_length, config.caption_channels)
+        if self.refiner is not None:
+            sizes["refiner_"] = (self.config.refiner_caption_length, self.refiner.caption_channels)
+        text = {}
+        for name, (length, channels) in sizes.items():
+            text[f"{name}hidden"] = torch.zeros(batch, length, channels, dtype=self.dtype, device=self.device)
+            text[f"{name}mask"] = torch.zeros(batch, length, dtype=torch.bool, device=self.device)
+        return text
 
 
 @torch.no_grad()
@@ -101,7 +117,7 @@ def initial(
     poses: Tensor | np.ndarray | None = None,
     intrinsics: Tensor | np.ndarray | None = None,
     horizon: int | None = None,
-    text: tuple[Tensor, Tensor] | None = None,
+    text: Mapping[str, Tensor] | None = None,
     units: float | None = None,
 ) -> tuple[WorldState, StepOutput]:
     """Worlds that start at the given pictures.
@@ -172,6 +188,9 @@ def _open(model: WorldModel, state: WorldState, pictures: Tensor) -> tuple[World
     assert state.decoder is not None
     shown, cache = model.autoencoder.decode(latents.to(model.dtype), state.decoder)
     opened = replace(state, first_latent=latents[:, 0], decoder=cache)
+    if model.refiner is not None and state.refiner is not None:
+        # The first picture is the refiner's sink and stays as it is.
+        opened.refiner = model.refiner.open(state.refiner, latents, *_refiner_text(state))
     return opened, StepOutput(to_uint8(shown), latents, state.pose[:, None].clone())
 
 
@@ -192,10 +211,14 @@ def _advance(
     quiet = torch.zeros(latents.shape[:2], device=model.device)
     _, after = model.denoiser(latents, quiet, given, chunks, state.memory, collect=True)
     new = latents[:, -config.chunk_latents :]
-    frames, cache = None, None
+    frames, cache, refined, window = None, None, None, None
     if decode:
         assert state.decoder is not None
-        pixels, cache = model.autoencoder.decode(new.to(model.dtype), state.decoder)
+        if model.refiner is not None and state.refiner is not None:
+            draw = normal(state.seed, state.chunk, 1, tuple(new.shape[1:]), device=model.device)
+            refined, window = model.refiner.refine(state.refiner, new, draw, *_refiner_text(state))
+        shown = new if refined is None else refined
+        pixels, cache = model.autoencoder.decode(shown.to(model.dtype), state.decoder)
         frames = to_uint8(pixels)
     advanced = WorldState(
         chunk=state.chunk + 1,
@@ -209,10 +232,15 @@ def _advance(
         text=state.text,
         memory=last_memory(after),
         decoder=cache,
+        refiner=window,
         fingerprint=state.fingerprint,
         frames_per_chunk=state.frames_per_chunk,
     )
-    return advanced, StepOutput(frames, new, path)
+    return advanced, StepOutput(frames, new, path, refined)
+
+
+def _refiner_text(state: WorldState) -> tuple[Tensor, Tensor]:
+    return state.text["refiner_hidden"], state.text["refiner_mask"]
 
 
 def told(model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid) -> Conditioning:
@@ -261,8 +289,13 @@ def _together(
 
     flat = [part.tensors() for part in states]
     merged = states[0].map(lambda name, _: joined([tensors[name] for tensors in flat]))
-    frames = None if outputs[0].frames is None else joined([output.frames for output in outputs])
-    return merged, StepOutput(frames, joined([o.latents for o in outputs]), joined([o.poses for o in outputs]))
+
+    def told_by_all(name: str) -> Tensor | None:
+        parts = [getattr(output, name) for output in outputs]
+        return None if parts[0] is None else joined(parts)
+
+    latents, poses = joined([o.latents for o in outputs]), joined([o.poses for o in outputs])
+    return merged, StepOutput(told_by_all("frames"), latents, poses, told_by_all("refined"))
 
 
 def _check_step(model: WorldModel, state: WorldState, poses: Tensor | np.ndarray, decode: bool) -> Tensor:
@@ -280,24 +313,22 @@ def _check_step(model: WorldModel, state: WorldState, poses: Tensor | np.ndarray
     return path
 
 
-def _check_text(model: WorldModel, empty: dict[str, Tensor], text: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
-    if not empty or text is None:
-        if (text is None) == (not empty):
-            return empty
-        reads = "no text" if not empty else "text"
+def _check_text(model: WorldModel, empty: dict[str, Tensor], text: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    given = dict(text or {})
+    if given.keys() != empty.keys():
         raise SceneError(
-            f"this model reads {reads} and was given {'a prompt' if text is not None else 'none'}; "
-            "pass text=(hidden, mask) of an embedded prompt to models that read text, and only to them."
+            f"text holds {sorted(given) or 'nothing'}, this model reads {sorted(empty) or 'none'}; embed a prompt for "
+            "exactly what the model reads (sanawm_env.text)."
         )
-    hidden, mask = text
-    if hidden.shape != empty["hidden"].shape or mask.shape != empty["mask"].shape:
-        raise SceneError(
-            f"text has shapes {tuple(hidden.shape)} and {tuple(mask.shape)}, expected "
-            f"{tuple(empty['hidden'].shape)} and {tuple(empty['mask'].shape)}: one embedded prompt a world."
-        )
-    if not bool(mask.bool().any(dim=1).all()):
-        raise SceneError("the mask of a prompt marks no position, allowed is one or more; embed at least ''.")
-    return {"hidden": hidden.to(model.device, model.dtype), "mask": mask.to(model.device).bool()}
+    for name, x in given.items():
+        if x.shape != empty[name].shape:
+            raise SceneError(
+                f"text {name!r} has shape {tuple(x.shape)}, expected {tuple(empty[name].shape)}: one embedded prompt a "
+                "world."
+            )
+        if name.endswith("mask") and not bool(x.bool().any(dim=1).all()):
+            raise SceneError(f"text {name!r} marks no position of a prompt, allowed is one or more; embed at least ''.")
+    return {name: x.to(model.device, empty[name].dtype) for name, x in given.items()}
 
 
 def _whole_numbers(seeds: Sequence[int] | Tensor) -> Tensor:

@@ -136,8 +136,9 @@ class WorldConfig:
 
     fps: frames a second of world time. height, width: frame size in pixels. intrinsics: default (fx, fy, cx, cy) in
     frame pixels. variant: how it was trained to run; only a distilled one can be stepped, the others generate whole
-    clips. timesteps: noise levels of the few-step sampler, 1 .. 1000, falling. schedule: the many-step sampler's.
-    units_per_metre: model units a metre, None when unknown.
+    clips. refiner_caption_length: text positions of its refiner, if it has one. timesteps: noise levels of the few-
+    step sampler, 1 .. 1000, falling. schedule: the many-step sampler's. units_per_metre: model units a metre, None
+    when unknown.
     """
 
     name: str
@@ -151,6 +152,7 @@ class WorldConfig:
     autoencoder: AutoencoderConfig
     variant: Literal["bidirectional", "teacher", "distilled"] = "distilled"
     schedule: Schedule = Schedule()
+    refiner_caption_length: int = 1024
 
     def __post_init__(self) -> None:
         falling = all(a > b for a, b in zip(self.timesteps, self.timesteps[1:], strict=False))

@@ -157,6 +157,12 @@ class Refiner(nn.Module):
         dtype: torch.dtype = self.transformer.proj_in.weight.dtype
         return dtype
 
+    @property
+    def caption_channels(self) -> int:
+        """Width of the text it reads."""
+        width: int = self.transformer.config.caption_channels
+        return width
+
     def empty_state(
         self, batch: int, grid: tuple[int, int], *, device: torch.device | str | None = None
     ) -> RefinerState:

@@ -40,6 +40,10 @@ def prompt(batch: int, seed: int, channels: int = 32) -> tuple[torch.Tensor, tor
     return torch.randn(batch, 6, channels, generator=torch.Generator().manual_seed(seed)), mask
 
 
+def embedded(batch: int, seed: int) -> dict[str, torch.Tensor]:
+    return dict(zip(("hidden", "mask"), prompt(batch, seed), strict=True))
+
+
 def config_of(variant: str, **denoiser: object) -> WorldConfig:
     tiny = tiny_config()
     shape = dataclasses.replace(tiny.denoiser, sink_span=None, prediction="velocity", window_chunks=None, **denoiser)
@@ -113,7 +117,7 @@ def test_the_bidirectional_variant_equals_the_public_pipeline() -> None:
         poses,
         seeds=[0],
         intrinsics=intrinsics,
-        text=(text, mask),
+        text={"hidden": text, "mask": mask},
         negative=(none, none_mask),
         noise=noise,
         decode=False,
@@ -121,7 +125,9 @@ def test_the_bidirectional_variant_equals_the_public_pipeline() -> None:
     assert got.latents.shape == (1, 5, 8, 4, 5)
     assert float((got.latents.transpose(1, 2) - want).norm() / want.norm()) < 1e-3
     # Guidance, prompt and camera all reach the result; without any of them it is another clip.
-    other = generate(model, picture, poses, seeds=[0], text=(none, mask), negative=(text, mask), noise=noise)
+    other = generate(
+        model, picture, poses, seeds=[0], text={"hidden": none, "mask": mask}, negative=(text, mask), noise=noise
+    )
     assert float((other.latents - got.latents).norm() / got.latents.norm()) > 1e-2
     assert other.frames is not None and other.frames.shape == (1, 17, 32, 40, 3)
 
@@ -190,10 +196,10 @@ def test_bad_requests_name_the_remedy() -> None:
     with pytest.raises(ConfigError, match="interval is 0"):
         generate(teacher, pictures(1), path(1, 9), seeds=[0], interval=0.0)
     reader = WorldModel.random(config_of("teacher", caption_channels=32, caption_length=6, cross_heads=2))
-    with pytest.raises(SceneError, match=r"reads text and was given none"):
+    with pytest.raises(SceneError, match=r"holds nothing, this model reads"):
         generate(reader, pictures(1), path(1, 9), seeds=[0])
     with pytest.raises(SceneError, match="one embedded prompt a world"):
-        generate(reader, pictures(1), path(1, 9), seeds=[0], text=prompt(2, 0))
+        generate(reader, pictures(1), path(1, 9), seeds=[0], text=embedded(2, 0))
     guided = dataclasses.replace(reader.config, schedule=Schedule(steps=2, guidance=4.0))
     with pytest.raises(ConfigError, match="no negative text"):
         generate(
@@ -201,7 +207,7 @@ def test_bad_requests_name_the_remedy() -> None:
             pictures(1),
             path(1, 9),
             seeds=[0],
-            text=prompt(1, 0),
+            text=embedded(1, 0),
         )
     with pytest.raises(ConfigError, match="steps 0"):
         Schedule(steps=0)
@@ -214,10 +220,10 @@ def test_text_is_part_of_the_state(tmp_path) -> None:
     )
     model = WorldModel.random(config)
     poses = path(2, 9)[:, 1:]
-    state, _ = initial(model, pictures(2), seeds=[0, 1], text=prompt(2, 1))
+    state, _ = initial(model, pictures(2), seeds=[0, 1], text=embedded(2, 1))
     state.save(tmp_path / "world")
     loaded = type(state).load(tmp_path / "world", model)
-    other, _ = initial(model, pictures(2), seeds=[0, 1], text=prompt(2, 2))
+    other, _ = initial(model, pictures(2), seeds=[0, 1], text=embedded(2, 2))
     plain = step(model, state, poses)[1].latents
     assert torch.equal(plain, step(model, loaded, poses)[1].latents)
     assert not torch.allclose(plain, step(model, other, poses)[1].latents)
