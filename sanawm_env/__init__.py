@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sanawm_env.bundle import load as load
     from sanawm_env.env import SanaWMEnv as SanaWMEnv
     from sanawm_env.generate import generate as generate
+    from sanawm_env.pretrained import from_pretrained as from_pretrained
     from sanawm_env.scene import Scene as Scene
     from sanawm_env.scene import load_scene as load_scene
     from sanawm_env.scene import prepare_image as prepare_image
@@ -53,6 +54,7 @@ _HOMES = {
     "load": "bundle",
     "SanaWMEnv": "env",
     "generate": "generate",
+    "from_pretrained": "pretrained",
     "Scene": "scene",
     "load_scene": "scene",
     "prepare_image": "scene",

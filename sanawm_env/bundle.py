@@ -10,17 +10,20 @@ import re
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from sanawm_env.config import from_mapping
 from sanawm_env.errors import BackendError, BundleError, ConfigError, StorageError, nearest
 from sanawm_env.kernels.backend import native_bf16
+from sanawm_env.model import causal_video
 from sanawm_env.model.autoencoder import Autoencoder
-from sanawm_env.model.checkpoint import read_weights, write_weights
+from sanawm_env.model.checkpoint import SHARD_BYTES, differences, fill, read_weights, shapes_of, write_weights
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.world import WorldModel
@@ -46,7 +49,7 @@ def load(
     """
     folder = _folder(name_or_path)
     target = find_device(device)
-    dtype = _dtype(precision, target)
+    dtype = find_dtype(precision, target)
     description, fingerprint = _read_description(folder)
     key = (str(folder), fingerprint, str(target), dtype)
     with _lock:
@@ -73,24 +76,53 @@ def find_device(device: torch.device | str | None) -> torch.device:
     return torch.device(name[0])
 
 
+def find_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The number format of a precision: "bf16", "fp32", or "auto" for the one that suits the device. ConfigError: any
+    other name.
+    """
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ConfigError(f"precision is {precision!r}; {nearest(precision, ('auto', 'bf16', 'fp32'))}")
+    if precision == "auto":
+        return torch.bfloat16 if native_bf16(device) else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def check_target(directory: str | Path, replace: bool) -> Path:
+    """The folder in which a bundle may be written. BundleError when something is there already."""
+    target = Path(directory)
+    if target.exists() and not (replace and (target / DESCRIPTION).exists()):
+        raise BundleError(f"{target} exists already; choose another folder, or replace=True where it holds a bundle.")
+    return target
+
+
 def save(
-    directory: str | Path, model: WorldModel, provenance: dict[str, Any], *, bits: int = 8, replace: bool = False
+    directory: str | Path,
+    model: WorldModel,
+    provenance: dict[str, Any],
+    *,
+    bits: int = 8,
+    replace: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    licence: str = LICENCE,
 ) -> Path:
     """Writes a bundle, whole or not at all, and returns its folder.
 
     provenance: where the weights come from, as JSON. bits: of large matrices, 8, 16 or 32 (checkpoint.py). replace:
-    whether a bundle in `directory` may be replaced. BundleError when something is there already, StorageError when the
-    disk refuses.
+    whether a bundle in `directory` may be replaced. shard_bytes: size of a weight file. licence: of the weights.
+    BundleError when something is there already, StorageError when the disk refuses.
     """
-    target = Path(directory)
-    if target.exists() and not (replace and (target / DESCRIPTION).exists()):
-        raise BundleError(f"{target} exists already; choose another folder, or replace=True where it holds a bundle.")
+    target = check_target(directory, replace)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
             partial = Path(scratch) / target.name
             partial.mkdir()
-            _write(partial, model, provenance, bits)
+            names = write_weights(partial, "denoiser", model.denoiser.state_dict(), bits=bits, shard_bytes=shard_bytes)
+            names += write_weights(
+                partial, "autoencoder", model.autoencoder.state_dict(), bits=bits, shard_bytes=shard_bytes
+            )
+            told = _described(partial, names, model.config, bits) | {"licence": licence, "provenance": provenance}
+            (partial / DESCRIPTION).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
             _put_in_place(partial, target)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"bundle {target} cannot be written ({error}); choose a folder with space.") from error
@@ -100,6 +132,30 @@ def save(
 def description(name_or_path: str | Path = "rooms") -> dict[str, Any]:
     """What bundle.json says: config, rates, strides, files, units, licence, provenance."""
     return _read_description(_folder(name_or_path))[0]
+
+
+def empty_parts(config: WorldConfig) -> dict[str, nn.Module]:
+    """The modules of a world, "denoiser" and "autoencoder", on the meta device: names and shapes, no memory."""
+    with torch.device("meta"):
+        return {"denoiser": Denoiser(config.denoiser), "autoencoder": Autoencoder(config.autoencoder)}
+
+
+def assemble(
+    config: WorldConfig,
+    parts: Mapping[str, nn.Module],
+    read: Mapping[str, Callable[[str], Tensor]],
+    device: torch.device,
+    dtype: torch.dtype,
+    fingerprint: str,
+) -> WorldModel:
+    """The world of `empty_parts` filled with weights, which `read` returns by part and name."""
+    denoiser, autoencoder = parts["denoiser"], parts["autoencoder"]
+    assert isinstance(denoiser, Denoiser)
+    assert isinstance(autoencoder, Autoencoder)
+    fill(denoiser, read["denoiser"], device, dtype)
+    fill(autoencoder, read["autoencoder"], device, dtype)
+    causal_video.lay_out(autoencoder.vae)
+    return WorldModel(config, denoiser, autoencoder, fingerprint)
 
 
 def known() -> list[str]:
@@ -117,14 +173,6 @@ def _folder(name_or_path: str | Path) -> Path:
     if folder.is_dir():
         raise BundleError(f"folder {folder} is no bundle: it holds no {DESCRIPTION}; give the folder that holds one.")
     raise BundleError(f"bundle {str(name_or_path)!r} is unknown; {nearest(str(name_or_path), known())}")
-
-
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision not in ("auto", "bf16", "fp32"):
-        raise ConfigError(f"precision is {precision!r}; {nearest(precision, ('auto', 'bf16', 'fp32'))}")
-    if precision == "auto":
-        return torch.bfloat16 if native_bf16(device) else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def _read_description(folder: Path) -> tuple[dict[str, Any], str]:
@@ -150,16 +198,15 @@ def _build(
     config = _config(folder, told["config"])
     for name, expected in told["files"].items():
         _verify(folder / name, expected)
-    denoiser = Denoiser(config.denoiser)
-    autoencoder = Autoencoder(config.autoencoder)
-    for stem, module in (("denoiser", denoiser), ("autoencoder", autoencoder)):
+    parts = empty_parts(config)
+    read: dict[str, Callable[[str], Tensor]] = {}
+    for stem, module in parts.items():
         weights = read_weights(folder / name for name in told["files"] if name.startswith(f"{stem}-"))
-        try:
-            module.load_state_dict(weights)
-        except RuntimeError as error:
-            mismatch = str(error).splitlines()[1].strip()
-            raise BundleError(f"{folder}: the {stem}'s weights do not fit its config ({mismatch}); {AGAIN}") from error
-    return WorldModel(config, denoiser.to(device, dtype), autoencoder.to(device, dtype), fingerprint)
+        mismatch = differences(shapes_of(module), {name: tuple(x.shape) for name, x in weights.items()})
+        if mismatch:
+            raise BundleError(f"{folder}: the {stem}'s weights do not fit its config ({mismatch}); {AGAIN}")
+        read[stem] = weights.__getitem__
+    return assemble(config, parts, read, device, dtype, fingerprint)
 
 
 def _config(folder: Path, mapping: Any) -> WorldConfig:
@@ -186,11 +233,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(folder: Path, model: WorldModel, provenance: dict[str, Any], bits: int) -> None:
-    names = write_weights(folder, "denoiser", model.denoiser.state_dict(), bits=bits)
-    names += write_weights(folder, "autoencoder", model.autoencoder.state_dict(), bits=bits)
-    config = model.config
-    told = {
+def _described(folder: Path, names: list[str], config: WorldConfig, bits: int) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "name": config.name,
         "fps": config.fps,
@@ -198,13 +242,10 @@ def _write(folder: Path, model: WorldModel, provenance: dict[str, Any], bits: in
         "strides": {"temporal": config.temporal_stride, "spatial": config.spatial_stride},
         "timesteps": list(config.timesteps),
         "units": {"length": "metre", "time": "second", "units_per_metre": config.units_per_metre, "axes": "OpenCV"},
-        "licence": LICENCE,
         "bits": bits,
         "config": dataclasses.asdict(config),
         "files": {name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in names},
-        "provenance": provenance,
     }
-    (folder / DESCRIPTION).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def _put_in_place(partial: Path, target: Path) -> None:

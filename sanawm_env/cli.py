@@ -34,6 +34,20 @@ class EvalRooms:
     sheet: Path | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """What `sanawm convert` is told; the meaning of each is in `sanawm_env.pretrained.convert`."""
+
+    source: str
+    target: Path
+    variant: Literal["bidirectional", "teacher", "distilled"]
+    revision: str | None = None
+    autoencoder: str | None = None
+    height: int = 704
+    width: int = 1280
+    replace: bool = False
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand. Exit status: 0 done, 2 refused (one line says why and what to do), 130 interrupted."""
     options = parser().parse_args(arguments)
@@ -87,6 +101,11 @@ def parser() -> argparse.ArgumentParser:
     _command(train, "rooms-autoencoder", _train, "pictures to latents and back")
     _command(train, "rooms-denoiser", _train, "the world in latents; writes a bundle")
     _command(train, "smoke", _train, "every stage for a few steps on a CPU")
+    convert = _command(
+        commands, "convert", _convert, "write a released checkpoint as a bundle", operands=("source", "target")
+    )
+    _flags(convert, variant=str, revision=str, autoencoder=str)
+    convert.set_defaults(flags=("source", "target", *convert.get_default("flags")))
     return top
 
 
@@ -94,8 +113,12 @@ def _subjects(commands: Any, name: str, summary: str) -> Any:
     return commands.add_parser(name, help=summary, description=summary).add_subparsers(required=True, metavar="SUBJECT")
 
 
-def _command(commands: Any, name: str, run: Callable[[Any], None], summary: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, run: Callable[[Any], None], summary: str, *, operands: Sequence[str] = ()
+) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+    for operand in operands:
+        command.add_argument(operand, metavar=operand.upper())
     command.add_argument("overrides", nargs="*", metavar="key=value", help="values in place of those of the YAML file")
     command.set_defaults(run=run, name=name, flags=())
     return command
@@ -146,6 +169,24 @@ def _train(options: argparse.Namespace) -> None:
 
     figures = run_stage(options.name, compose(f"train_{options.name.replace('-', '_')}", options.overrides))
     print(json.dumps(figures))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    config = _build(Convert, "convert", options)
+    from sanawm_env.pretrained import convert, plan
+
+    told: dict[str, Any] = {
+        "variant": config.variant,
+        "revision": config.revision,
+        "autoencoder": config.autoencoder,
+    }
+    files = plan(config.source, **told)
+    for name, count in files:
+        print(f"{count / 1e6:12.1f} MB  {name}")
+    print(f"{sum(count for _, count in files) / 1e6:12.1f} MB  to download", flush=True)
+    size = (config.height, config.width)
+    folder = convert(config.source, config.target, **told, size=size, replace=config.replace)
+    print(json.dumps({"bundle": str(folder)}))
 
 
 if __name__ == "__main__":

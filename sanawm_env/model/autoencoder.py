@@ -27,7 +27,10 @@ class AutoencoderConfig:
     upsample_factors: channels before each doubling, and what the doubling divides them by. encoder_layers,
     decoder_layers: residual blocks of each level, the middle block last. levels: what each level halves, "spatial",
     "temporal" or "spatiotemporal"; the decoder undoes `decoder_levels`, `levels` where that is empty. patch: pixels of
-    a side folded into channels before the first level.
+    a side folded into channels before the first level. encoder_padding, decoder_padding: what lies beyond the edges of
+    a picture. upsample_residual: whether each doubling adds its input, all
+    where empty. decoder_causal: whether a frame depends on no later latent; only then can latents be decoded as a
+    stream.
     """
 
     latent_channels: int = 32
@@ -40,6 +43,9 @@ class AutoencoderConfig:
     decoder_levels: tuple[str, ...] = ()
     patch: int = 2
     decoder_padding: Literal["zeros", "reflect"] = "zeros"
+    encoder_padding: Literal["zeros", "reflect"] = "zeros"
+    upsample_residual: tuple[bool, ...] = ()
+    decoder_causal: bool = True
 
     def __post_init__(self) -> None:
         for level in self.levels + self.decoder_levels:
@@ -59,6 +65,7 @@ class AutoencoderConfig:
             "decoder_widths": up,
             "decoder_layers": up + 1,
             "upsample_factors": up,
+            "upsample_residual": up if self.upsample_residual else 0,
         }
         for name, count in expected.items():
             if len(getattr(self, name)) != count:
@@ -105,9 +112,11 @@ class Autoencoder(nn.Module):
             decoder_inject_noise=(False,) * (len(config.upsampling) + 1),
             downsample_type=config.levels,
             upsample_type=config.upsampling,
-            upsample_residual=(True,) * len(config.upsampling),
+            upsample_residual=config.upsample_residual or (True,) * len(config.upsampling),
             upsample_factor=config.upsample_factors,
             patch_size=config.patch,
+            decoder_causal=config.decoder_causal,
+            encoder_spatial_padding_mode=config.encoder_padding,
             decoder_spatial_padding_mode=config.decoder_padding,
             spatial_compression_ratio=config.spatial_stride,
             temporal_compression_ratio=config.temporal_stride,
@@ -160,17 +169,24 @@ class Autoencoder(nn.Module):
         latents: [B, n, C, h, w], normalised. cache: of `initial_cache` or of the call before; it is not changed.
         Pixels are meant to lie in [-1, 1] and may slightly leave it. A stream's first latent gives 1 frame, every other
         one r. started: what cache["started"] says, for callers who know it and would not wait for the device.
-        Raises StateError when streams that have started share a batch with others.
+        Raises StateError when streams that have started share a batch with others, or when the decoder looks ahead.
         """
         started = _all_started(cache["started"]) if started is None else started
-        stream = Stream(cache if started else None, keep=True)
+        if started and not self.config.decoder_causal:
+            raise StateError(
+                "this autoencoder's decoder looks ahead (decoder_causal is false), so that a stream cannot go on; "
+                "decode whole clips, or take the autoencoder of a streaming checkpoint."
+            )
+        stream = Stream(cache if started else None, keep=True, causal=self.config.decoder_causal)
         pixels = causal_video.decode(self.vae.decoder, self._denormalise(latents), stream)
         kept = {name: stream.new[name].to(old.dtype) for name, old in cache.items() if name != "started"}
         return pixels, {"started": torch.ones_like(cache["started"]), **kept}
 
     def decode_clip(self, latents: Tensor) -> Tensor:
         """Pixels [B, 3, 1+rk, H, W] of whole clips [B, 1+k, C, h, w], for training: no memory is kept."""
-        return causal_video.decode(self.vae.decoder, self._denormalise(latents), Stream())
+        return causal_video.decode(
+            self.vae.decoder, self._denormalise(latents), Stream(causal=self.config.decoder_causal)
+        )
 
     def _denormalise(self, latents: Tensor) -> Tensor:
         """Raw latents [B, n, h, w, C] in the dtype of the weights."""

@@ -24,11 +24,12 @@ Cache = dict[str, Tensor]
 class Stream:
     """Where the convolutions of one call find the frames before theirs, and leave their last ones.
 
-    old: the cache of the call before, None at the start. keep: whether `new` is wanted.
+    old: the cache of the call before, None at the start. keep: whether `new` is wanted. causal: without it convolutions
+    look ahead as far as back, beyond the last frame at that frame repeated, and `old` must be None.
     """
 
-    def __init__(self, old: Cache | None = None, keep: bool = False) -> None:
-        self.old, self.keep = old, keep
+    def __init__(self, old: Cache | None = None, keep: bool = False, causal: bool = True) -> None:
+        self.old, self.keep, self.causal = old, keep, causal
         self.new: Cache = {}
 
     @property
@@ -36,9 +37,13 @@ class Stream:
         return self.old is None
 
     def extend(self, name: str, x: Tensor, past: int) -> Tensor:
-        """x with the `past` frames before it: the cached ones, at the start its own first frame repeated."""
-        before = x[:, :1].expand(-1, past, -1, -1, -1) if self.old is None else self.old[name].to(x.dtype)
-        extended = torch.cat([before, x], dim=1)
+        """x with the `past` frames before it: the cached ones, at the start its own first frame repeated.
+
+        Where the stream is not causal, half of them come after it.
+        """
+        ahead = 0 if self.causal else past // 2
+        before = x[:, :1].expand(-1, past - ahead, -1, -1, -1) if self.old is None else self.old[name].to(x.dtype)
+        extended = torch.cat([before, x, x[:, -1:].expand(-1, ahead, -1, -1, -1)], dim=1)
         if self.keep:
             self.new[name] = extended[:, -past:].clone()
         return extended

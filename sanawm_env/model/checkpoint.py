@@ -1,21 +1,30 @@
 """Weights on disk: sharded safetensors, large matrices in 8 bits with one scale an output row where asked.
 
 A matrix of 8 bits is stored as int8 [rows, ...] under its own name and fp32 [rows] under its name + ".row_scale".
+Foreign checkpoints are opened, checked and read one tensor at a time (`StoredWeights`, `differences`, `fill`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sanawm_env.errors import BundleError
 
+Shape = tuple[int, ...]
 SHARD_BYTES = 15 * 2**20
+LISTED = 10
+DAMAGED = "it is truncated or damaged: copy or download it again."
 SMALLEST_MATRIX = 4096
 SCALE = ".row_scale"
 
@@ -40,8 +49,8 @@ def write_weights(
 ) -> list[str]:
     """Writes `stem`-00001.safetensors and so on below `folder`; returns the file names.
 
-    bits: of tensors with at least two dimensions and 4,096 elements: 32 (as they are), 16 (fp16) or 8. All others stay
-    as they are.
+    bits: of tensors with at least two dimensions and 4,096 elements: 32 (as they are), 16 (fp32 as fp16; bf16 as it is)
+    or 8. All others stay as they are.
     """
     names: list[str] = []
     for shard in _shards(_encoded(weights, bits), shard_bytes):
@@ -65,7 +74,106 @@ def read_weights(paths: Iterable[Path]) -> dict[str, Tensor]:
 
 def as_stored(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
     """What reading gives after writing with `bits`, without the files: on the CPU, to measure what the bits cost."""
-    return _all_decoded(_encoded(weights, bits))
+    return _all_decoded(dict(_encoded(weights, bits)))
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Tensors in files: their shapes by name, and `read(name)`, which maps one of them from disk on the CPU."""
+
+    shapes: dict[str, Shape]
+    read: Callable[[str], Tensor]
+
+    def renamed(self, stored: Mapping[str, str]) -> StoredWeights:
+        """The tensors of `stored`, which maps the new name of each to its name here."""
+        return StoredWeights(
+            {new: self.shapes[old] for new, old in stored.items()}, lambda name: self.read(stored[name])
+        )
+
+
+def open_safetensors(paths: Iterable[Path]) -> StoredWeights:
+    """All tensors of some files; only headers are read. BundleError names a file that cannot be read, or two files that
+    hold one tensor.
+    """
+    home: dict[str, Any] = {}
+    where: dict[str, Path] = {}
+    shapes: dict[str, Shape] = {}
+    for path in paths:
+        try:
+            file = safe_open(path, framework="pt")
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise BundleError(f"weight file {path} cannot be read ({error}); {DAMAGED}") from error
+        for name in found:
+            if name in home:
+                raise BundleError(f"tensor {name} is both in {where[name]} and in {path}; keep one of the two files.")
+            home[name], where[name] = file, path
+        shapes |= found
+    return StoredWeights(shapes, lambda name: home[name].get_tensor(name))
+
+
+def open_pickled(path: Path, entry: str) -> StoredWeights:
+    """The tensors of a file of `torch.save`: of its group `entry` where there is one, else of its top level.
+
+    No pickled object but tensors and plain containers is ever built. BundleError: any other object, a file that cannot
+    be read, or one without tensors.
+    """
+    try:
+        # Only the zip format of torch.save can be mapped; older files are read whole.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a pickle stream that is cut or forged raises whatever its next byte leads to
+        reason = " ".join(str(error).split())
+        refused = re.search(r"GLOBAL (\S+)", reason) if isinstance(error, pickle.UnpicklingError) else None
+        if refused:
+            raise BundleError(
+                f"weight file {path} holds a pickled object that is not a tensor ({refused[1]}), which could run code; "
+                "allowed are tensors in plain containers: take the file from the original repository."
+            ) from error
+        raise BundleError(f"weight file {path} cannot be read ({reason:.120}); {DAMAGED}") from error
+    group = loaded.get(entry, loaded) if isinstance(loaded, Mapping) else {}
+    tensors = {name: x for name, x in group.items() if isinstance(x, Tensor)} if isinstance(group, Mapping) else {}
+    if not tensors:
+        raise BundleError(f"weight file {path} holds no tensors, neither under {entry!r} nor at its top; {DAMAGED}")
+    return StoredWeights({name: tuple(x.shape) for name, x in tensors.items()}, tensors.__getitem__)
+
+
+def shapes_of(module: nn.Module) -> dict[str, Shape]:
+    """Shape of every tensor that a module's weights hold."""
+    return {name: tuple(x.shape) for name, x in module.state_dict().items()}
+
+
+def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:
+    """What keeps weights from fitting: missing, unexpected and wrong-shaped tensors, how many and the first 10 of each;
+    empty where they fit.
+    """
+    wrong = [
+        f"{name} has {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    kinds = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "wrong shape": wrong,
+    }
+    return "; ".join(f"{kind} ({len(names)}): {listed(names)}" for kind, names in kinds.items() if names)
+
+
+def listed(names: list[str]) -> str:
+    """The first 10 names, and a sign that there are more."""
+    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+
+
+def fill(module: nn.Module, read: Callable[[str], Tensor], device: torch.device, dtype: torch.dtype) -> None:
+    """Gives a module of the meta device the weights `read` returns by name, one at a time, as `dtype` on `device`.
+
+    Beside the module itself never more than one tensor is in memory.
+    """
+    weights = {
+        name: read(name).to(device, dtype if empty.is_floating_point() else empty.dtype, copy=True)
+        for name, empty in module.state_dict().items()
+    }
+    module.load_state_dict(weights, assign=True)
 
 
 def _all_decoded(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,27 +186,30 @@ def _decoded(name: str, x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
     return x.float() if x.dtype == torch.float16 else x
 
 
-def _encoded(weights: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
+def _encoded(weights: Mapping[str, Tensor], bits: int) -> Iterator[tuple[str, Tensor]]:
     if bits not in (8, 16, 32):
         raise BundleError(f"weights asked for in {bits} bits, allowed are 8, 16 and 32.")
-    encoded: dict[str, Tensor] = {}
     for name, weight in weights.items():
         weight = weight.detach().to("cpu").contiguous()
         is_matrix = weight.ndim >= 2 and weight.numel() >= SMALLEST_MATRIX and weight.is_floating_point()
         if is_matrix and bits == 8:
-            encoded[name], encoded[name + SCALE] = quantise(weight)
+            levels, scale = quantise(weight)
+            yield name, levels
+            yield name + SCALE, scale
         else:
-            encoded[name] = weight.half() if is_matrix and bits == 16 else weight.clone()
-    return encoded
+            narrow = is_matrix and bits == 16 and weight.dtype != torch.bfloat16
+            yield name, weight.half() if narrow else weight.clone()
 
 
-def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
-    shards: list[dict[str, Tensor]] = [{}]
+def _shards(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, Tensor]]:
+    """Consecutive tensors of up to `limit` bytes together, made only when they are asked for."""
+    shard: dict[str, Tensor] = {}
     size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > limit:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > limit:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
         size += tensor.nbytes
-    return shards
+    if shard:
+        yield shard

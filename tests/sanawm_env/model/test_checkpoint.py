@@ -38,6 +38,12 @@ def test_16_bits_touch_matrices_only(tmp_path: Path) -> None:
     assert all(torch.equal(read[name], WEIGHTS[name]) for name in ("small", "vector", "count"))
 
 
+def test_16_bits_keep_bf16_as_it_is(tmp_path: Path) -> None:
+    tiny = {"matrix": torch.full((64, 80), 1e-9, dtype=torch.bfloat16)}
+    write_weights(tmp_path, "half", tiny, bits=16)
+    assert torch.equal(read_weights(tmp_path.iterdir())["matrix"], tiny["matrix"])
+
+
 def test_8_bits_are_read_as_quantised_and_close(tmp_path: Path) -> None:
     read = round_trip(tmp_path, 8)
     for name in ("matrix", "convolution"):
