@@ -100,6 +100,12 @@ def register_envs() -> None:
             disable_env_checker=True,
             kwargs={"bundle": "rooms"},
         )
+        register(
+            "sanawm_env/SanaWM-v0",
+            entry_point="sanawm_env.sana_wm:make_env",
+            order_enforce=False,
+            disable_env_checker=True,
+        )
 
 
 # A bare GPU machine trains and evaluates without Gymnasium; there is then nothing to register with.

@@ -41,7 +41,9 @@ class EnvConfig:
     the chunk ("hold", [A]) or given for each of its frames ("per_frame", [F, A]). observation: "last", "all" or "dict",
     see `spaces.observation_space`. frames: which frames `info` carries, "all", "last" or "none". task: its name,
     mapping or itself. horizon: frames after which an episode is truncated, None for never. strict: whether an action
-    out of limits raises instead of being clipped and counted.
+    out of limits raises instead of being clipped and counted. scene: what worlds start from when a reset names nothing,
+    as `reset(options={"scene": ...})` takes it; None for a room of each world's seed. prompts: a `PromptReader` for a
+    model that reads text; it reads the scene's prompt, "" where there is none.
     """
 
     action_map: str | ActionMap = "diff_drive"
@@ -52,6 +54,8 @@ class EnvConfig:
     task: Any = "goto"
     horizon: int | None = None
     strict: bool = False
+    scene: Any = None
+    prompts: Any = None
 
     def __post_init__(self) -> None:
         check_choice("action_mode", self.action_mode, ACTION_MODES)
@@ -95,6 +99,15 @@ def open_model(bundle: str | Path | WorldModel, device: str | torch.device | Non
     return bundle
 
 
+def check_prompts(model: WorldModel, prompts: Any) -> None:
+    """ConfigError unless `prompts` can read what the model reads, and nothing is given to a model without text."""
+    if model.reads_text != (prompts is not None):
+        raise ConfigError(
+            f"the model reads {'text' if model.reads_text else 'no text'} and prompts is {prompts!r}; pass a "
+            "PromptReader (sanawm_env.prompts) to models that read text, and only to them."
+        )
+
+
 def is_count(value: Any) -> bool:
     """Whether the value is a whole number of at least 1."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
@@ -107,6 +120,7 @@ class Episodes:
         self.model = model
         self.config = config
         self.batch = batch
+        check_prompts(model, config.prompts)
         self.action_map = config.make_map()
         self.task = make_task(config.task)
         self.running: Running | None = None
@@ -125,6 +139,8 @@ class Episodes:
     ) -> dict[str, np.ndarray]:
         """Starts new episodes, one a seed, in all worlds or in the given slots. Facts for `info` have B rows."""
         began = time.perf_counter()
+        if options.scene is None and options.image is None:
+            options = replace(options, scene=self.config.scene)
         task = self._task_for(options, slots)
         start = make_start(options, seeds, self.model.config, self.model.device)
         columns = {TASK + name: rows for name, rows in task.begin(start.situations).items()}
@@ -136,6 +152,7 @@ class Episodes:
             poses=start.poses,
             intrinsics=start.intrinsics,
             horizon=horizon,
+            text=self._read_prompts(start, len(seeds)),
             units=None if start.scene is None else start.scene.units_per_metre,
         )
         rows = self._fresh_rows(start) | columns
@@ -146,6 +163,13 @@ class Episodes:
         self.running = fresh if slots is None else self._write(slots, fresh)
         self.last_timing = {"reset_seconds": time.perf_counter() - began}
         return self._start_facts(start, task, list(range(self.batch)) if slots is None else list(slots))
+
+    def _read_prompts(self, start: Start, worlds: int) -> Mapping[str, torch.Tensor] | None:
+        if self.config.prompts is None:
+            return None
+        prompt = None if start.scene is None else start.scene.prompt
+        text: Mapping[str, torch.Tensor] = self.config.prompts([prompt or ""] * worlds)
+        return text
 
     def advance(self, actions: Any) -> Outcome:
         """Every world moved by one chunk. On any error or interrupt the episodes stay as they were."""

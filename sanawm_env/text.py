@@ -387,19 +387,25 @@ def tokenizer_fingerprint(folder: str | Path) -> str:
     return _sampled(files, blocks=None).hex()
 
 
-def read_instruction(checkpoint: str | Path) -> str:
+def read_instruction(checkpoint: str | Path | None) -> str:
     """The instruction that stands before each prompt of stage 1, as its checkpoint says it (spec rollout.md 3.1).
 
     checkpoint: a folder with config.yaml (or such a file itself), whose text_encoder.chi_prompt holds the lines; or a
-    folder of diffusers' layout (model_index.json), where it is diffusers' own (extra `sana`). BundleError: neither, or
-    a config.yaml without those lines; MissingExtraError.
+    folder of diffusers' layout (model_index.json), where it is diffusers' own (extra `sana`), as it is for None.
+    BundleError: neither, or a config.yaml without those lines; MissingExtraError.
     """
+    if checkpoint is None:
+        return _usual_instruction()
     given = Path(checkpoint).expanduser()
     path = given / "config.yaml" if given.is_dir() else given
     if path.is_file():
         return "\n".join(_instruction_lines(path))
     if not (given / "model_index.json").is_file():
         raise BundleError(f"{given} tells no instruction: it holds neither config.yaml nor model_index.json.")
+    return _usual_instruction()
+
+
+def _usual_instruction() -> str:
     _transformers()
     from diffusers.pipelines.sana_wm.pipeline_sana_wm import DEFAULT_CHI_PROMPT
 

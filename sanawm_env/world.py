@@ -72,6 +72,11 @@ class WorldModel:
     def dtype(self) -> torch.dtype:
         return self.denoiser.dtype
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether its worlds start with an embedded prompt."""
+        return self.config.denoiser.caption_channels is not None or self.refiner is not None
+
     def empty_state(self, batch: int, *, decoder: bool = True) -> WorldState:
         """A state of the right shapes in which nothing has happened yet."""
         config, grid = self.config, self.config.grid
@@ -314,6 +319,8 @@ def _check_step(model: WorldModel, state: WorldState, poses: Tensor | np.ndarray
 
 
 def _check_text(model: WorldModel, empty: dict[str, Tensor], text: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    if text is not None and not isinstance(text, Mapping):
+        raise SceneError(f"text is a {type(text).__name__}, allowed is a mapping such as `WorldState.text`, or None.")
     given = dict(text or {})
     if given.keys() != empty.keys():
         raise SceneError(

@@ -1,0 +1,228 @@
+"""The released SANA-WM put together: checkpoint, refiner and prompt reader; `sanawm_env/SanaWM-v0` is made here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sanawm_env.bundle import Precision
+from sanawm_env.env import SanaWMEnv
+from sanawm_env.errors import BundleError, ConfigError, SceneError, StorageError
+from sanawm_env.model.public_keys import Variant
+from sanawm_env.model.refiner import Refiner, RefinerConfig
+from sanawm_env.pretrained import SIZE, from_pretrained, plan
+from sanawm_env.prompts import PromptReader, refiner_source, stage1_source
+from sanawm_env.scene import Scene, load_scene, prepare_image
+from sanawm_env.text import PromptCache
+from sanawm_env.world import WorldModel
+
+STREAMING = "Efficient-Large-Model/SANA-WM_streaming"
+TEXT_ENCODER = "Efficient-Large-Model/gemma-2-2b-it"
+# Refiner and its text encoder below a checkpoint. The two releases carry different refiner weights under different
+# names, so a refiner is never taken to latents of the other one (spec rollout.md 8 and 14).
+REFINERS = {
+    "distilled": ("refiner_diffusers", "gemma3_12b"),
+    "bidirectional": ("refiner", "refiner/text_encoder"),
+}
+
+
+def make_env(
+    source: str | Path = STREAMING,
+    *,
+    variant: Variant = "distilled",
+    refiner: bool = False,
+    image: Any = None,
+    prompt: str | None = None,
+    intrinsics: Sequence[float] | str | None = None,
+    scene: str | Path | Scene | None = None,
+    text_encoder: str | Path = TEXT_ENCODER,
+    instruction: str | Path | None = None,
+    prompt_cache: str | Path | None = None,
+    revision: str | None = None,
+    device: str | None = None,
+    precision: Precision = "auto",
+    size: tuple[int, int] = SIZE,
+    render_mode: str | None = None,
+    **options: Any,
+) -> SanaWMEnv:
+    """The environment of a released checkpoint; everything is downloaded and every prompt of its scene embedded here,
+    nothing in reset or step.
+
+    source: a Hub id or folder of a distilled checkpoint; the other variants generate whole clips (`generate`). image: a
+    picture or its path, with prompt and intrinsics (fx, fy, cx, cy in its pixels; the usual ones of 64 degrees if
+    None); or scene: a `Scene` or a scene.yaml. refiner: whether the checkpoint's refiner runs too. text_encoder: Gemma
+    2, a folder or Hub id. instruction: folder or file with the instruction that stands before prompts; the
+    checkpoint's own if None. size: of frames. options: the rest of `SanaWMEnv`; the task is free driving unless one is
+    named. ConfigError, SceneError or BundleError says what does not fit.
+    """
+    if variant != "distilled":
+        raise ConfigError(
+            f"variant is {variant!r}, allowed is 'distilled': a {variant} model denoises a whole trajectory and cannot "
+            "be stepped; use sanawm_env.generate(sanawm_env.from_pretrained(...), images, poses, seeds=...)."
+        )
+    start = _start(image, prompt, intrinsics, scene, size)
+    model, prompts = open_sana_wm(
+        source,
+        variant=variant,
+        refiner=refiner,
+        text_encoder=text_encoder,
+        instruction=instruction,
+        prompt_cache=prompt_cache,
+        revision=revision,
+        device=device,
+        precision=precision,
+        size=size,
+    )
+    if prompts is not None:
+        prompts([start.prompt or "" if start is not None else ""])
+    given: dict[str, Any] = {"task": "drive", "scene": start, "prompts": prompts, **options}
+    return SanaWMEnv(model, render_mode=render_mode, **given)
+
+
+def open_sana_wm(
+    source: str | Path = STREAMING,
+    *,
+    variant: Variant = "distilled",
+    refiner: bool = False,
+    text_encoder: str | Path = TEXT_ENCODER,
+    instruction: str | Path | None = None,
+    prompt_cache: str | Path | None = None,
+    autoencoder: str | Path | None = None,
+    revision: str | None = None,
+    device: str | None = None,
+    precision: Precision = "auto",
+    size: tuple[int, int] = SIZE,
+) -> tuple[WorldModel, PromptReader | None]:
+    """A released checkpoint of any variant, with its refiner if asked for, and what reads prompts for it (None for a
+    model that reads none). Says on stderr what it is about to download. Arguments as in `make_env`.
+    """
+    for name, size_in_bytes in plan(source, variant=variant, revision=revision, autoencoder=autoencoder):
+        print(f"downloading {name} ({size_in_bytes / 2**30:.2f} GiB)", file=sys.stderr)
+    model = from_pretrained(
+        source,
+        variant=variant,
+        revision=revision,
+        device=device,
+        precision=precision,
+        autoencoder=autoencoder,
+        size=size,
+    )
+    refined, refined_text = None, None
+    if refiner:
+        folder, encoder = _find_refiner(source, variant, revision)
+        refined = load_refiner(folder / "transformer", model)
+        refined_text = refiner_source(
+            encoder, folder / "connectors", positions=model.config.refiner_caption_length, device=device
+        )
+        model = WorldModel(model.config, model.denoiser, model.autoencoder, model.fingerprint, refiner=refined)
+    stage1 = None
+    if model.config.denoiser.caption_channels is not None:
+        stage1 = stage1_source(
+            text_encoder,
+            _instruction_of(source, instruction),
+            positions=model.config.denoiser.caption_length,
+            device=device,
+        )
+    if stage1 is None and refined_text is None:
+        return model, None
+    return model, PromptReader(cache=PromptCache(prompt_cache), denoiser=stage1, refiner=refined_text)
+
+
+def load_refiner(folder: str | Path, model: WorldModel) -> Refiner:
+    """The refiner whose transformer diffusers has saved in `folder`, for the worlds of `model`, beside its weights.
+
+    BundleError lists tensors that are missing, unexpected or of a wrong shape.
+    """
+    from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
+
+    try:
+        transformer, found = SanaWMLTX2RefinerTransformer3DModel.from_pretrained(
+            str(folder),
+            torch_dtype=model.dtype,
+            output_loading_info=True,
+            local_files_only=True,
+            # Without accelerate diffusers needs the weights twice for a moment, and says so at length.
+            low_cpu_mem_usage=find_spec("accelerate") is not None,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise BundleError(f"refiner {folder} cannot be loaded ({reason:.300}); download it again.") from error
+    wrong = {kind: sorted(map(str, found[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(wrong.values()):
+        told = "; ".join(f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in wrong.items() if names)
+        raise BundleError(f"refiner {folder} does not fit its config ({told}); download it again.")
+    world = model.config
+    config = RefinerConfig(
+        block_latents=world.chunk_latents,
+        fps=world.fps,
+        temporal_stride=world.temporal_stride,
+        spatial_stride=world.spatial_stride,
+    )
+    return Refiner(config, transformer.to(model.device))
+
+
+def _find_refiner(source: str | Path, variant: Variant, revision: str | None) -> tuple[Path, Path]:
+    """Folders of the refiner that belongs to the variant's latents, and of its text encoder."""
+    if variant not in REFINERS:
+        raise ConfigError(
+            f"variant {variant!r} has no refiner of its own, only {', '.join(REFINERS)} have; pass one of them, "
+            "or refiner=False."
+        )
+    refiner, encoder = REFINERS[variant]
+    root = Path(source).expanduser()
+    if not root.is_dir():
+        root = _downloaded(str(source), revision, [f"{refiner}/*", f"{encoder}/*"])
+    if not (root / refiner / "transformer").is_dir():
+        other = [name for name, (folder, _) in REFINERS.items() if (root / folder / "transformer").is_dir()]
+        hint = f"it holds that of a {other[0]} checkpoint, whose weights are others" if other else "it holds none"
+        raise BundleError(
+            f"{source} has no {refiner}/transformer, the refiner of {variant} latents: {hint}; take the release that "
+            "carries both, or refiner=False."
+        )
+    return root / refiner, root / encoder
+
+
+def _downloaded(name: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise StorageError(
+            f"the refiner of {name} cannot be downloaded ({reason:.200}); check the connection, or give a folder."
+        ) from error
+
+
+def _instruction_of(source: str | Path, given: str | Path | None) -> str | Path | None:
+    """Where the instruction is told: where the caller says, in the checkpoint, or (None) in diffusers' pipeline."""
+    if given is not None:
+        return given
+    folder = Path(source).expanduser()
+    told = any((folder / name).is_file() for name in ("config.yaml", "model_index.json"))
+    return folder if told else None
+
+
+def _start(
+    image: Any, prompt: str | None, intrinsics: Sequence[float] | str | None, scene: Any, size: tuple[int, int]
+) -> Scene | None:
+    from PIL import Image
+
+    if scene is not None:
+        if image is not None or prompt is not None or intrinsics is not None:
+            raise SceneError("scene is given beside image, prompt or intrinsics; put them into the scene.")
+        return scene if isinstance(scene, Scene) else load_scene(scene, *size)
+    if image is None:
+        return None
+    if isinstance(intrinsics, str):
+        raise SceneError(f"intrinsics are {intrinsics!r}, allowed is (fx, fy, cx, cy); estimates belong in scene.yaml.")
+    try:
+        picture = Image.open(image) if isinstance(image, str | Path) else image
+    except OSError as error:
+        raise SceneError(f"image {str(image)!r} cannot be read ({error}); pass the path of a picture.") from error
+    ready, lens = prepare_image(picture, *size, intrinsics)
+    return Scene(image=ready, intrinsics=lens, prompt=prompt)

@@ -1,0 +1,218 @@
+"""The released SANA-WM as an environment: a streaming release in miniature, its encoders, its refiner, one `make`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
+from diffusers.pipelines.ltx2 import LTX2TextConnectors
+from diffusers.pipelines.sana_wm.pipeline_sana_wm import DEFAULT_CHI_PROMPT
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tests.public_layouts import SIZE, original_names, random_autoencoder, random_transformer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import Gemma2Config, Gemma2Model, Gemma3TextConfig, Gemma3TextModel, PreTrainedTokenizerFast
+
+import sanawm_env  # noqa: F401 - registers the environments
+from sanawm_env.errors import BundleError, ConfigError, SceneError
+from sanawm_env.sana_wm import load_refiner, open_sana_wm
+from sanawm_env.state import WorldState
+from sanawm_env.world import step
+
+WORDS = ["a", "kitchen", "with", "red", "chairs", "User", "Prompt", ":"]
+GEMMA: dict[str, Any] = {
+    "vocab_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "intermediate_size": 16,
+}
+
+
+def save_tokenizer(folder: Path) -> None:
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    names = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), special, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the streaming release, refiner and both text encoders included."""
+    root = tmp_path_factory.mktemp("release")
+    (root / "sana_dit").mkdir()
+    weights = original_names({name: x.clone() for name, x in random_transformer().state_dict().items()})
+    torch.save({"generator": {f"model.{name}": x for name, x in weights.items()}}, root / "sana_dit" / "model.pt")
+    random_autoencoder(causal=True).save_pretrained(root / "ltx2_causal_vae")
+    torch.manual_seed(2)
+    Gemma2Model(Gemma2Config(hidden_size=12, **GEMMA)).save_pretrained(root / "gemma2")
+    Gemma3TextModel(Gemma3TextConfig(hidden_size=12, **GEMMA)).save_pretrained(root / "gemma3_12b")
+    for name in ("gemma2", "gemma3_12b"):
+        save_tokenizer(root / name)
+    connectors: dict[str, Any] = {"caption_channels": 12, "text_proj_in_factor": 3, "rope_type": "split"}
+    for stream in ("video", "audio"):
+        connectors |= {f"{stream}_connector_num_attention_heads": 2, f"{stream}_connector_attention_head_dim": 6}
+        connectors |= {f"{stream}_connector_num_layers": 1, f"{stream}_connector_num_learnable_registers": 8}
+    LTX2TextConnectors(**connectors).save_pretrained(root / "refiner_diffusers" / "connectors")
+    SanaWMLTX2RefinerTransformer3DModel(
+        in_channels=16,
+        out_channels=16,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=12,
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=1,
+        audio_attention_head_dim=16,
+        audio_cross_attention_dim=16,
+        rope_type="split",
+    ).save_pretrained(root / "refiner_diffusers" / "transformer")
+    return root
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "first.png"
+    draw = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
+    Image.fromarray(draw).save(path)
+    return path
+
+
+@pytest.fixture
+def options(release: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "source": str(release),
+        "text_encoder": release / "gemma2",
+        "prompt_cache": tmp_path / "prompts",
+        "size": SIZE,
+        "device": "cpu",
+        "precision": "fp32",
+        "disable_env_checker": True,
+    }
+
+
+@pytest.mark.parametrize("refiner", [False, True])
+def test_one_line_makes_an_environment(options: dict[str, Any], picture: Path, refiner: bool) -> None:
+    env = gymnasium.make(
+        "sanawm_env/SanaWM-v0",
+        image=str(picture),
+        prompt="a kitchen with red chairs",
+        intrinsics=[90.0, 90.0, 49.5, 39.5],
+        refiner=refiner,
+        **options,
+    )
+    first, info = env.reset(seed=3)
+    assert first.shape == (*SIZE, 3) and not info["calibrated"] and info["room"] == -1
+    assert info["intrinsics"][:2] == pytest.approx([90 * 96 / 100, 90 * 77 / 80])
+    taken = env.unwrapped.get_state()
+    shown = [env.step([0.5, 0.1])[4]["frames"] for _ in range(3)]
+    assert all(frames.shape == (24, *SIZE, 3) for frames in shown)
+    assert (env.unwrapped.get_state().world.refiner is not None) == refiner
+    env.unwrapped.set_state(taken)
+    again = [env.step([0.5, 0.1])[4]["frames"] for _ in range(3)]
+    assert all(np.array_equal(one, other) for one, other in zip(shown, again, strict=True))
+    _, info = env.reset(seed=3)
+    branch = env.unwrapped.fork(2)
+    assert np.array_equal(branch.step([[0.5, 0.1]] * 2)[0][1], shown[0][-1])
+
+
+def test_another_prompt_is_another_world(options: dict[str, Any], picture: Path) -> None:
+    seen = []
+    for prompt in ("a kitchen", "red chairs"):
+        env = gymnasium.make("sanawm_env/SanaWM-v0", image=picture, prompt=prompt, **options)
+        env.reset(seed=0)
+        env.step([0.5, 0.0])
+        seen.append(env.unwrapped.get_state().world)
+    assert not torch.equal(seen[0].text["hidden"], seen[1].text["hidden"])
+    assert any(not torch.equal(x, seen[1].tensors()[name]) for name, x in seen[0].tensors().items() if "memory" in name)
+
+
+def test_prompts_come_from_the_cache_and_not_in_reset(
+    options: dict[str, Any], picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = gymnasium.make("sanawm_env/SanaWM-v0", image=picture, prompt="a kitchen", **options)
+    entries = list(options["prompt_cache"].glob("*.safetensors"))
+    assert len(entries) == 1
+    monkeypatch.setattr("sanawm_env.prompts.load_encoder", lambda *_, **__: pytest.fail("the encoder was loaded"))
+    env.reset(seed=0)
+    env.reset(seed=1)
+    assert list(options["prompt_cache"].glob("*.safetensors")) == entries
+
+
+def test_the_instruction_is_the_checkpoints(release: Path, options: dict[str, Any], tmp_path: Path) -> None:
+    told = {key: x for key, x in options.items() if key != "disable_env_checker"}
+    _, usual = open_sana_wm(**told)
+    assert usual is not None and usual.denoiser is not None and usual.refiner is None
+    assert usual.denoiser.recipe.instruction == "\n".join(DEFAULT_CHI_PROMPT)
+    (tmp_path / "config.yaml").write_text("text_encoder: {chi_prompt: ['User Prompt: ']}")
+    _, own = open_sana_wm(**told, instruction=tmp_path)
+    assert own is not None and own.denoiser is not None
+    assert own.denoiser.recipe.instruction == "User Prompt: "
+
+
+def test_a_state_survives_a_new_process(options: dict[str, Any], picture: Path, tmp_path: Path) -> None:
+    """Everything a world carries, prompt and refiner window included, lies in its file."""
+    env = gymnasium.make("sanawm_env/SanaWM-v0", image=picture, prompt="a kitchen", refiner=True, **options)
+    env.reset(seed=1)
+    env.step([0.4, 0.0])
+    world, model = env.unwrapped.get_state().world, env.unwrapped.model
+    world.save(tmp_path / "world")
+    fresh, _ = open_sana_wm(**{key: x for key, x in options.items() if key != "disable_env_checker"}, refiner=True)
+    path = torch.eye(4, dtype=torch.float64).expand(1, 24, 4, 4)
+    loaded = WorldState.load(tmp_path / "world", fresh)
+    assert torch.equal(step(model, world, path)[1].frames, step(fresh, loaded, path)[1].frames)
+
+
+def test_what_does_not_fit_is_named(options: dict[str, Any], picture: Path, release: Path, tmp_path: Path) -> None:
+    def make(**changes: Any) -> Any:
+        return gymnasium.make("sanawm_env/SanaWM-v0", **{**options, "image": picture, **changes})
+
+    with pytest.raises(ConfigError, match=r"variant is 'teacher'.*generate"):
+        make(variant="teacher")
+    with pytest.raises(SceneError, match="beside image"):
+        make(scene=tmp_path)
+    with pytest.raises(SceneError, match=r"'none\.png' cannot be read"):
+        make(image="none.png")
+    with pytest.raises(ConfigError, match="did you mean 'horizon'"):
+        make(horizn=3)
+    told = {key: x for key, x in options.items() if key != "disable_env_checker"}
+    with pytest.raises(BundleError, match="has no refiner_diffusers/transformer"):
+        open_sana_wm(**told | {"source": _without_refiner(release, tmp_path)}, refiner=True)
+    mixed = _without_refiner(release, tmp_path / "mixed")
+    (mixed / "refiner" / "transformer").mkdir(parents=True)
+    with pytest.raises(BundleError, match="that of a bidirectional checkpoint, whose weights are others"):
+        open_sana_wm(**told | {"source": mixed}, refiner=True)
+
+
+def _without_refiner(release: Path, target: Path) -> Path:
+    target.mkdir(exist_ok=True)
+    for name in ("sana_dit", "ltx2_causal_vae"):
+        (target / name).symlink_to(release / name)
+    return target
+
+
+def test_damaged_refiners_are_refused(options: dict[str, Any], release: Path, tmp_path: Path) -> None:
+    model, _ = open_sana_wm(**{key: x for key, x in options.items() if key != "disable_env_checker"})
+    source = release / "refiner_diffusers" / "transformer"
+    weights = load_file(source / "diffusion_pytorch_model.safetensors")
+    weights["extra"] = torch.zeros(1)
+    del weights["proj_in.bias"]
+    (tmp_path / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text())))
+    save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(BundleError, match=r"1 missing_keys: proj_in\.bias"):
+        load_refiner(tmp_path, model)
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"\x00" * 64)
+    with pytest.raises(BundleError, match="cannot be loaded"):
+        load_refiner(tmp_path, model)
