@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from sanawm_env.camera import check_rigid
-from sanawm_env.errors import PoseError
+from sanawm_env.errors import ConfigError, PoseError
 from sanawm_env.kernels.philox import normal
 from sanawm_env.model.autoencoder import to_uint8
 from sanawm_env.model.chunks import clip_chunks
 from sanawm_env.model.clip_sampler import sample_clip
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.state import StepOutput, WorldState
-from sanawm_env.world import WorldModel, initial, step, told
+from sanawm_env.world import WorldModel, check_text, initial, step, told
 
 
 @torch.no_grad()
@@ -69,23 +69,70 @@ def generate(
         progress=progress,
     )
     refined = _refined(model, state, sampled) if decode and model.refiner is not None else None
-    shown = sampled if refined is None else refined
-    frames = to_uint8(model.autoencoder.decode_clip(shown)) if decode else None
+    frames = _decoded(model, sampled if refined is None else refined) if decode else None
     return StepOutput(frames, sampled, path, refined)
 
 
+@torch.no_grad()
+def refine(
+    model: WorldModel,
+    latents: Tensor,
+    *,
+    seeds: Sequence[int] | Tensor,
+    text: Mapping[str, Tensor],
+    decode: bool = True,
+) -> tuple[Tensor | None, Tensor]:
+    """Finished clips refined afterwards: the frames (None without `decode`) and refined latents that a rollout of the
+    same seeds would have given with the refiner on.
+
+    latents: [B, 1 + k n, channels, h, w] of the denoiser, the first picture's and those of k chunks, as the outputs of
+    steps hold them. text: as `WorldState.text` holds it. ConfigError for a model without a refiner, SceneError for text
+    that does not fit.
+    """
+    if model.refiner is None:
+        raise ConfigError("the model has no refiner; open it with one (sanawm_env.sana_wm.open_sana_wm(refiner=True)).")
+    clip_chunks(latents.shape[1], _unit(model.config) // model.config.temporal_stride)
+    state = model.empty_state(latents.shape[0])
+    state.seed = torch.as_tensor(seeds, dtype=torch.int64).cpu()
+    state.text = check_text(model, state.text, text)
+    opening = state.refiner
+    assert opening is not None
+    told_text = (state.text["refiner_hidden"], state.text["refiner_mask"])
+    latents = latents.to(model.device)
+    state.refiner = model.refiner.open(opening, latents[:, :1], *told_text)
+    refined = _refined(model, state, latents)
+    return (_decoded(model, refined) if decode else None), refined
+
+
 def _refined(model: WorldModel, state: WorldState, latents: Tensor) -> Tensor:
-    """A bidirectional clip refined at once, a teacher's block by block, as their refiners were trained."""
+    """A bidirectional clip refined at once, the others block by block with the noise of their chunks, as their refiners
+    were trained.
+    """
     assert model.refiner is not None and state.refiner is not None
     text = (state.text["refiner_hidden"], state.text["refiner_mask"])
-    noise = normal(state.seed, state.chunk, 1, tuple(latents[:, 1:].shape[1:]), device=model.device)
+    shape = tuple(latents.shape[2:])
     if model.config.variant == "bidirectional":
+        noise = normal(state.seed, state.chunk, 1, (latents.shape[1] - 1, *shape), device=model.device)
         return model.refiner.refine_clip(latents, noise, *text)
     window, parts, count = state.refiner, [latents[:, :1]], model.config.chunk_latents
-    for block, draw in zip(latents[:, 1:].split(count, 1), noise.split(count, 1), strict=True):
-        refined, window = model.refiner.refine(window, block, draw, *text)
-        parts.append(refined)
+    for chunk, block in enumerate(latents[:, 1:].split(count, dim=1)):
+        noise = normal(state.seed, state.chunk + chunk, 1, (count, *shape), device=model.device)
+        refined, window = model.refiner.refine(window, block, noise, *text)
+        parts.append(refined.to(latents.dtype))
     return torch.cat(parts, dim=1)
+
+
+def _decoded(model: WorldModel, latents: Tensor) -> Tensor:
+    """Frames uint8 [B, N, H, W, 3], in bounded memory: chunk by chunk where the decoder streams, else in tiles."""
+    autoencoder = model.autoencoder
+    if not model.config.autoencoder.decoder_causal:
+        return to_uint8(autoencoder.decode_tiled(latents))
+    cache = autoencoder.initial_cache(latents.shape[0], *model.config.grid, model.dtype, model.device)
+    frames = []
+    for part in (latents[:, :1], *latents[:, 1:].split(model.config.chunk_latents, dim=1)):
+        pixels, cache = autoencoder.decode(part.to(model.dtype), cache)
+        frames.append(to_uint8(pixels))
+    return torch.cat(frames, dim=1)
 
 
 def _stepped(
@@ -112,10 +159,15 @@ def _stepped(
 
 
 def _count_latents(config: WorldConfig, path: Tensor) -> int:
-    unit = config.temporal_stride if config.variant == "bidirectional" else config.frames_per_chunk
+    unit = _unit(config)
     if path.ndim != 4 or path.shape[1] < 1 + unit or (path.shape[1] - 1) % unit:
         raise PoseError(
             f"poses have shape {tuple(path.shape)}, allowed is [B, 1 + {unit} k, 4, 4] with k >= 1: the first "
             "picture's pose and those of whole chunks; cut or extend the trajectory."
         )
     return 1 + (path.shape[1] - 1) // config.temporal_stride
+
+
+def _unit(config: WorldConfig) -> int:
+    """Frames by which a clip may grow."""
+    return config.temporal_stride if config.variant == "bidirectional" else config.frames_per_chunk

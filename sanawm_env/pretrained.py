@@ -39,6 +39,7 @@ from sanawm_env.model.public_keys import (
     denoiser_config,
     denoiser_names,
 )
+from sanawm_env.probe import check_camera
 from sanawm_env.world import WorldModel
 
 FPS = 16.0
@@ -397,6 +398,7 @@ def _build(chosen: _Chosen, device: torch.device, dtype: torch.dtype, size: tupl
             f"({listed(inspected.not_finite)}), allowed are finite numbers; download the checkpoint again."
         )
     model.fingerprint = inspected.fingerprint
+    check_camera(model)
     return model
 
 

@@ -92,7 +92,7 @@ class WorldModel:
             intrinsics=torch.tensor(config.intrinsics).expand(batch, 4).clone(),
             units=torch.full((batch,), config.units_per_metre or math.nan, dtype=torch.float64),
             first_latent=torch.zeros(batch, config.denoiser.in_channels, *grid, device=self.device),
-            text=self._empty_text(batch),
+            text=self.empty_text(batch),
             memory=self.denoiser.memory(batch, grid, device=self.device, dtype=self.dtype),
             decoder=cache,
             refiner=self.refiner.empty_state(batch, grid) if self.refiner is not None and decoder else None,
@@ -100,7 +100,8 @@ class WorldModel:
             frames_per_chunk=config.frames_per_chunk,
         )
 
-    def _empty_text(self, batch: int) -> dict[str, Tensor]:
+    def empty_text(self, batch: int) -> dict[str, Tensor]:
+        """Text of the right shapes that says nothing yet."""
         config, sizes = self.config.denoiser, {}
         if config.caption_channels is not None:
             sizes[""] = (config.caption_length, config.caption_channels)
@@ -151,7 +152,7 @@ def initial(
         if not 0 < units < math.inf:
             raise SceneError(f"units is {units!r}, allowed is a number of model units a metre, above 0, or None.")
         state.units[:] = units
-    state.text = _check_text(model, state.text, text)
+    state.text = check_text(model, state.text, text)
     return _together(
         _computed_at_once(model, torch.zeros(batch)), state, lambda part, rows: _open(model, part, pictures[rows])
     )
@@ -318,7 +319,8 @@ def _check_step(model: WorldModel, state: WorldState, poses: Tensor | np.ndarray
     return path
 
 
-def _check_text(model: WorldModel, empty: dict[str, Tensor], text: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def check_text(model: WorldModel, empty: dict[str, Tensor], text: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """The text on the model's device, once it is found to be what `empty` has room for. Raises SceneError."""
     if text is not None and not isinstance(text, Mapping):
         raise SceneError(f"text is a {type(text).__name__}, allowed is a mapping such as `WorldState.text`, or None.")
     given = dict(text or {})

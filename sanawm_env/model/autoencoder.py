@@ -19,6 +19,10 @@ from sanawm_env.model.causal_video import Cache, Stream
 STRIDES = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "spatiotemporal": (2, 2, 2)}
 
 
+# Frames of a tile of `decode_tiled`, and from one tile to the next.
+TILE_FRAMES, TILE_STRIDE = 96, 64
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
     """Shape of the autoencoder; tuples run from the finest level to the coarsest, as in diffusers.
@@ -122,6 +126,9 @@ class Autoencoder(nn.Module):
             temporal_compression_ratio=config.temporal_stride,
         )
         causal_video.lay_out(self.vae)
+        # Read by `decode_tiled` alone (spec rollout.md 4).
+        self.vae.enable_tiling(tile_sample_min_num_frames=TILE_FRAMES, tile_sample_stride_num_frames=TILE_STRIDE)
+        self.vae.use_framewise_decoding = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -187,6 +194,15 @@ class Autoencoder(nn.Module):
         return causal_video.decode(
             self.vae.decoder, self._denormalise(latents), Stream(causal=self.config.decoder_causal)
         )
+
+    def decode_tiled(self, latents: Tensor) -> Tensor:
+        """Pixels [B, 3, 1+rk, H, W] of whole clips, in overlapping tiles that are blended: for clips whose decoding at
+        once would not fit, by a decoder that looks ahead and so cannot stream. Clips smaller than a tile are decoded
+        whole.
+        """
+        raw = self._denormalise(latents).permute(0, 4, 1, 2, 3)
+        pixels: Tensor = self.vae.decode(raw, return_dict=False)[0]
+        return pixels
 
     def _denormalise(self, latents: Tensor) -> Tensor:
         """Raw latents [B, n, h, w, C] in the dtype of the weights."""

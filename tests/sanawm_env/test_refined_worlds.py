@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sanawm_env.errors import ConfigError, SceneError, StateError
-from sanawm_env.generate import generate
+from sanawm_env.generate import generate, refine
 from sanawm_env.kernels.philox import normal
 from sanawm_env.model.autoencoder import to_uint8
 from sanawm_env.model.config import WorldConfig, tiny_config
@@ -153,6 +153,24 @@ def test_clips_of_every_variant_are_refined(variant: str) -> None:
     assert torch.equal(clip.refined[:, 0], clip.latents[:, 0])
     assert not torch.allclose(clip.refined[:, 1:], clip.latents[:, 1:], atol=1e-2)
     assert clip.frames is not None and clip.frames.shape == (1, 17, 32, 40, 3)
+
+
+def test_refining_afterwards_gives_what_the_rollout_would_have_shown(model: WorldModel) -> None:
+    bare = WorldModel(model.config, model.denoiser, model.autoencoder)
+    poses = torch.cat([torch.eye(4, dtype=torch.float64)[None, None], path(1, 0), path(1, 1)], dim=1)
+    kept = generate(bare, pictures(1), poses, seeds=[5]).latents
+    shown = generate(model, pictures(1), poses, seeds=[5], text=text(1))
+    frames, latents = refine(model, kept, seeds=[5], text=text(1))
+    assert torch.equal(latents, shown.refined) and torch.equal(frames, shown.frames)
+    nothing, again = refine(model, kept, seeds=[5], text=text(1), decode=False)
+    assert nothing is None and torch.equal(again, latents)
+    assert not torch.equal(refine(model, kept, seeds=[6], text=text(1))[1], latents)
+    with pytest.raises(ConfigError, match="no refiner"):
+        refine(bare, kept, seeds=[5], text={})
+    with pytest.raises(ConfigError, match="4 latent frames"):
+        refine(model, kept[:, :4], seeds=[5], text=text(1))
+    with pytest.raises(SceneError, match="holds nothing"):
+        refine(model, kept, seeds=[5], text={})
 
 
 def test_what_does_not_fit_is_named(model: WorldModel) -> None:

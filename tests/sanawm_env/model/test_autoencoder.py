@@ -122,6 +122,31 @@ def test_a_batch_equals_its_worlds_run_singly() -> None:
     torch.testing.assert_close(together, singly, atol=5e-5, rtol=0)
 
 
+def test_clips_of_one_tile_are_decoded_whole() -> None:
+    autoencoder, latents = build(TINY), random_latents(TINY)
+    torch.testing.assert_close(
+        autoencoder.decode_tiled(latents), autoencoder.decode_clip(latents), atol=5e-5, rtol=1e-4
+    )
+
+
+def test_tiles_are_blended_into_the_whole_picture() -> None:
+    """A tile sees less of its surroundings than the whole clip shows, so pixels move, but little."""
+    autoencoder = build(TINY)
+    draw = torch.Generator().manual_seed(4)
+    latents = torch.randn(1, 3, TINY.latent_channels, 16, 16, generator=draw)
+    whole = autoencoder.decode_tiled(latents)
+    side = 16 * TINY.spatial_stride
+    autoencoder.vae.enable_tiling(
+        tile_sample_min_height=3 * side // 4,
+        tile_sample_min_width=3 * side // 4,
+        tile_sample_stride_height=side // 4,
+        tile_sample_stride_width=side // 4,
+    )
+    tiled = autoencoder.decode_tiled(latents)
+    assert tiled.shape == whole.shape and not torch.equal(tiled, whole)
+    assert float((tiled - whole).norm() / whole.norm()) < 0.15
+
+
 def test_later_latents_do_not_change_earlier_frames() -> None:
     autoencoder, latents = build(TINY), random_latents(TINY)
     changed = latents.clone()
