@@ -20,22 +20,13 @@ from sanawm_env.evaluation.metrics import psnr
 from sanawm_env.model.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
 from sanawm_env.model.checkpoint import as_stored, read_weights, write_weights
 from sanawm_env.training.frames import FrameBank, FrameSource, Picture, rendered, to_pixels
-from sanawm_env.training.loop import (
-    Ema,
-    Log,
-    WallClock,
-    load_checkpoint,
-    make_optimisers,
-    rate_factor,
-    save_checkpoint,
-    set_rate,
-)
+from sanawm_env.training.loop import Log
 from sanawm_env.training.losses import decibels, reconstruction_loss
-from sanawm_env.training.paths import HELD_OUT_SEEDS, PathPlanner, plan_paths
+from sanawm_env.training.paths import HELD_OUT_SEEDS, plan_paths
 from sanawm_env.training.ranks import Ranks
+from sanawm_env.training.run import Run
 
 VALIDATION_SEED = HELD_OUT_SEEDS + 400_000_000  # apart from the seeds that `sanawm eval rooms` uses
-SEEDS_A_RANK = 10_000_000
 DESCRIPTION = "autoencoder.json"
 
 
@@ -80,8 +71,8 @@ class AutoencoderTraining:
     validation_frames: int = 64
 
 
-class AutoencoderRun:
-    """One run of the stage: resumes from `out/autoencoder.pt` when it is there."""
+class AutoencoderStage:
+    """The stage over one run, which resumes from `out/autoencoder.pt` when that is there."""
 
     def __init__(
         self, settings: AutoencoderTraining, picture: Picture, config: AutoencoderConfig, ranks: Ranks
@@ -89,61 +80,37 @@ class AutoencoderRun:
         self.settings, self.picture, self.ranks, self.device = settings, picture, ranks, ranks.device
         device = self.device
         torch.manual_seed(settings.seed)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
         self.model = Autoencoder(config).to(device)
-        saved = load_checkpoint(settings.out / "autoencoder.pt", device) or {}
-        if saved:
-            self.model.load_state_dict(saved["model"])
-        self.ema = Ema(self.model, settings.ema)
-        if saved:
-            self.ema.state, self.ema.updates = saved["ema"], saved["step"]
-        self.step = self.first_step = int(saved.get("step", 0))
-        self.used_seeds = int(saved.get("used_seeds", 0))
-        self.optimisers = make_optimisers(self.model, lr=settings.lr, muon_lr=settings.muon_lr)
-        for optimiser, state in zip(self.optimisers, saved.get("optimisers", []), strict=False):
-            optimiser.load_state_dict(state)
+        self.run = Run(settings, self.model, "autoencoder.pt", ranks)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.reconstruct: Callable[[Tensor, Tensor], Tensor] = self._reconstruct
         if settings.compiled:
             self.reconstruct = torch.compile(self._reconstruct, dynamic=False)
-        self.progress = 0.0
-        torch.manual_seed(settings.seed + 1 + 1000 * self.first_step + ranks.index)
-        self.clock = WallClock(settings.minutes, settings.total_minutes, float(saved.get("seconds", 0.0)))
 
     def train(self) -> dict[str, Any]:
         """Trains until the clock or `max_steps` stops it; saves checkpoint and result; returns the held-out figures."""
-        settings = self.settings
-        source = self._source()
+        settings, run = self.settings, self.run
         try:
-            bank, log = FrameBank(source, settings.bank), Log(settings.log_seconds)
-            while self._goes_on():
-                if self.step % settings.fresh_every == 0:
+            bank, log = FrameBank(self._source(), settings.bank), Log(settings.log_seconds)
+            while run.goes_on():
+                if run.step % settings.fresh_every == 0:
                     bank.refresh()
                 loss, mean_square, norm = self._step(bank.draw(settings.batch))
                 if self.ranks.is_first:
                     clips = settings.batch * self.ranks.count / max(1e-9, self._lap())
-                    log(self.step, self.progress, loss=loss, db=decibels(mean_square), norm=norm, clips_a_second=clips)
-            self.used_seeds += source.planner.next_seed - self._first_seed()
+                    log(run.step, run.progress, loss=loss, db=decibels(mean_square), norm=norm, clips_a_second=clips)
         finally:
-            source.planner.close()
+            run.close()
         return self._finish(bank) if self.ranks.is_first else {}
 
     def _finish(self, bank: FrameBank) -> dict[str, Any]:
-        self.save()
-        self.ema.copy_to(self.averaged)
+        self.run.save()
+        self.run.ema.copy_to(self.averaged)
         self._measure_latents(bank)
         metrics = self.validate()
         self.export(metrics)
         return metrics
-
-    def _goes_on(self) -> bool:
-        """Rank 0's clock decides for all: a rank that stopped alone would leave the others waiting."""
-        limit = self.settings.max_steps
-        over = self.clock.expired or (limit is not None and self.step - self.first_step >= limit)
-        self.progress = self.ranks.agree(2.0 if over else self.clock.progress)
-        return self.progress <= 1.0
 
     def _lap(self) -> float:
         """Seconds since the last call."""
@@ -151,37 +118,24 @@ class AutoencoderRun:
         lap, self._last = now - getattr(self, "_last", now - 1.0), now
         return lap
 
-    def _first_seed(self) -> int:
-        return self.settings.first_seed + self.used_seeds + SEEDS_A_RANK * self.ranks.index
-
     def _source(self) -> FrameSource:
         settings = self.settings
-        planner = PathPlanner(
+        planner = self.run.plan(
             batch=settings.source_scenes,
             frames=(settings.clip_frames - 1) * settings.clips_a_path,
             fps=self.picture.fps,
-            first_seed=self._first_seed(),
             workers=settings.workers,
         )
         return FrameSource(self.picture, planner, settings.clip_frames, self.device)
 
     def _step(self, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         settings = self.settings
-        set_rate(self.optimisers, rate_factor(self.progress, self.step - self.first_step, settings.warmup))
         # Squared: most clips carry little noise, because a clean latent must decode best.
         amount = settings.noise * torch.rand(truth.shape[0], 1, 1, 1, 1, device=self.device) ** 2
-        with self._autocast():
+        with self.run.autocast():
             shown = self.reconstruct(truth, amount)
         loss = reconstruction_loss(shown, truth, square=settings.square, edges=settings.edges)
-        loss.backward()
-        self.ranks.average_gradients(self.model)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        self.ema.update(self.model)
-        self.step += 1
-        return loss.detach(), (shown.detach().float() - truth).square().mean(), norm
+        return loss.detach(), (shown.detach().float() - truth).square().mean(), self.run.descend(loss)
 
     def _reconstruct(self, frames: Tensor, amount: Tensor) -> Tensor:
         """Pixels decoded from latents with noise of `amount` times each channel's own deviation."""
@@ -189,9 +143,6 @@ class AutoencoderRun:
         scale = latents.detach().std(dim=(0, 1, 3, 4), keepdim=True)
         latents = latents + amount * scale * torch.randn_like(latents)
         return self.model.decode_clip(latents)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     @torch.no_grad()
     def _measure_latents(self, bank: FrameBank) -> None:
@@ -237,33 +188,10 @@ class AutoencoderRun:
         latents = latents + noise * torch.randn_like(latents)
         return to_uint8(model.decode_clip(latents)).cpu()
 
-    def save(self) -> None:
-        save_checkpoint(
-            self.settings.out / "autoencoder.pt",
-            model=self.model.state_dict(),
-            ema=self.ema.state,
-            optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
-            step=self.step,
-            used_seeds=self.used_seeds,
-            seconds=self.clock.seconds,
-        )
-
     def export(self, metrics: dict[str, Any]) -> None:
         """Writes the averaged weights and where they come from."""
-        last_seed = self.settings.first_seed + SEEDS_A_RANK * (self.ranks.count - 1) + self.used_seeds - 1
-        provenance = {
-            "steps": self.step,
-            "batch": self.settings.batch * self.ranks.count,
-            "devices": self.ranks.count,
-            "minutes": round(self.clock.seconds / 60, 2),
-            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
-            "torch": torch.__version__,
-            "training_seeds": [self.settings.first_seed, last_seed],
-            "validation_seeds": [VALIDATION_SEED, VALIDATION_SEED + self.settings.validation_scenes - 1],
-            "settings": dataclasses.asdict(self.settings) | {"out": str(self.settings.out.name)},
-            "metrics": metrics,
-        }
-        save_autoencoder(self.settings.out, self.averaged, provenance)
+        last = VALIDATION_SEED + self.settings.validation_scenes - 1
+        save_autoencoder(self.settings.out, self.averaged, self.run.provenance((VALIDATION_SEED, last), metrics))
 
 
 def save_autoencoder(folder: Path, model: Autoencoder, provenance: dict[str, Any]) -> None:
@@ -289,13 +217,14 @@ def train_autoencoder(
     settings: AutoencoderTraining, picture: Picture, config: AutoencoderConfig, ranks: Ranks
 ) -> dict[str, Any]:
     """Runs the stage and prints its held-out figures."""
-    run = AutoencoderRun(settings, picture, config, ranks)
+    stage = AutoencoderStage(settings, picture, config, ranks)
     if ranks.is_first:
-        vae = run.model.vae
+        vae = stage.model.vae
         sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (vae.encoder, vae.decoder)]
         parts = f"encoder {sizes[0]:.2f} M, decoder {sizes[1]:.2f} M parameters"
-        print(f"autoencoder: {parts}; from step {run.step} on {ranks.count} x {ranks.device.type}", flush=True)
-    metrics = run.train()
+        print(f"autoencoder: {parts}; from step {stage.run.step} on {ranks.count} x {ranks.device.type}", flush=True)
+    metrics = stage.train()
     if ranks.is_first:
-        print(json.dumps({"step": run.step, "minutes": round(run.clock.seconds / 60, 2), **metrics}), flush=True)
+        minutes = round(stage.run.clock.seconds / 60, 2)
+        print(json.dumps({"step": stage.run.step, "minutes": minutes, **metrics}), flush=True)
     return metrics

@@ -5,7 +5,6 @@ many runs as it takes.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import random
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sanawm_env.benchmarks.machine import commit
 from sanawm_env.bundle import save as save_bundle
 from sanawm_env.conditioning import Conditioning, condition
 from sanawm_env.model.autoencoder import Autoencoder
@@ -24,24 +22,15 @@ from sanawm_env.model.chunks import ChunkGrid, clip_chunks
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.rooms import render, sample_scenes
 from sanawm_env.training.latents import ClipBank, Clips, ClipSource
-from sanawm_env.training.loop import (
-    Ema,
-    Log,
-    WallClock,
-    load_checkpoint,
-    make_optimisers,
-    rate_factor,
-    save_checkpoint,
-    set_rate,
-)
+from sanawm_env.training.loop import Log
 from sanawm_env.training.objective import Levels, imagined, mixture_loss, noised, streamed_loss
-from sanawm_env.training.paths import HELD_OUT_SEEDS, PathPlanner, plan_paths
+from sanawm_env.training.paths import HELD_OUT_SEEDS, plan_paths
 from sanawm_env.training.ranks import Ranks
+from sanawm_env.training.run import Run
 from sanawm_env.world import WorldModel, initial, step
 
 VALIDATION_SEED = HELD_OUT_SEEDS + 500_000_000  # apart from the seeds that `sanawm eval rooms` uses
 VALIDATION_SCENES = 16
-SEEDS_A_RANK = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +78,8 @@ class DenoiserTraining:
     save_minutes: float = 1.0
 
 
-class DenoiserRun:
-    """One run of the stage: resumes from `out/denoiser.pt` when it is there."""
+class DenoiserStage:
+    """The stage over one run, which resumes from `out/denoiser.pt` when that is there."""
 
     def __init__(
         self, settings: DenoiserTraining, model: WorldModel, ranks: Ranks, earlier: dict[str, Any] | None = None
@@ -100,28 +89,9 @@ class DenoiserRun:
         self.earlier = earlier or {}
         device = self.device
         self.autoencoder = copy.deepcopy(model.autoencoder).to(device).eval().requires_grad_(False)
-        torch.manual_seed(settings.seed)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
         self.denoiser = copy.deepcopy(model.denoiser).to(device, torch.float32).train().requires_grad_(True)
-        saved = load_checkpoint(settings.out / "denoiser.pt", device) or {}
-        if saved:
-            self.denoiser.load_state_dict(saved["denoiser"])
-        self.ema = Ema(self.denoiser, settings.ema)
-        if saved:
-            self.ema.state, self.ema.updates = saved["ema"], saved["step"]
-        self.seeds_of_earlier_banks = int(saved.get("used_seeds", 0))
-        self.planner: PathPlanner | None = None
-        self.step = self.first_step = int(saved.get("step", 0))
-        self.clock = WallClock(settings.minutes, settings.total_minutes, float(saved.get("seconds", 0.0)))
-        self.optimisers = make_optimisers(
-            self.denoiser, lr=settings.lr, muon_lr=settings.muon_lr, plain=_kept_from_muon
-        )
-        for optimiser, state in zip(self.optimisers, saved.get("optimisers", []), strict=False):
-            optimiser.load_state_dict(state)
+        self.run = Run(settings, self.denoiser, "denoiser.pt", ranks, plain=_kept_from_muon)
         self.plain = copy.deepcopy(self.denoiser)  # runs the validation without recompiling anything
-        self.progress = 0.0
-        torch.manual_seed(settings.seed + 1 + 1000 * self.first_step + ranks.index)
         if settings.compiled:
             torch._dynamo.config.recompile_limit = 64  # two kinds of block, each in half a dozen shapes
             for block in self.denoiser.blocks:
@@ -129,80 +99,50 @@ class DenoiserRun:
 
     def train(self) -> dict[str, float]:
         """Trains until the clock or `max_steps` stops it; saves checkpoint and bundle; returns the held-out figures."""
-        settings = self.settings
-        log, validated, saved = Log(settings.log_seconds), self.clock.seconds, self.clock.seconds
+        settings, run = self.settings, self.run
+        log, validated, saved = Log(settings.log_seconds), run.clock.seconds, run.clock.seconds
         bank, is_long = None, False
-        while self._goes_on():
+        while run.goes_on():
             if bank is None or is_long != self._is_long():
                 is_long = self._is_long()
                 bank = self._bank(is_long)
                 weight = channel_weights(self.autoencoder, bank.draw(4).latents)
-            if self.step % settings.fresh_every == 0:
+            if run.step % settings.fresh_every == 0:
                 bank.refresh()
             loss, norm = self._step(bank.draw(self._batch(is_long)), weight)
-            if self.ranks.is_first:
-                log(self.step, self.progress, loss=loss, norm=norm)
-            if self.ranks.is_first and self.clock.seconds - saved > 60 * settings.save_minutes:
-                saved = self.clock.seconds
-                self.save()
+            if not self.ranks.is_first:
+                continue
+            log(run.step, run.progress, loss=loss, norm=norm)
+            if run.clock.seconds - saved > 60 * settings.save_minutes:
+                saved = run.clock.seconds
+                run.save()
                 self.export({})
-            if self.ranks.is_first and self.clock.seconds - validated > 60 * settings.validate_minutes:
-                validated = self.clock.seconds
-                print(json.dumps({"step": self.step, **self.validate()}), flush=True)
-        self._close_planner()
+            if run.clock.seconds - validated > 60 * settings.validate_minutes:
+                validated = run.clock.seconds
+                print(json.dumps({"step": run.step, **self.validate()}), flush=True)
+        run.close()
         if not self.ranks.is_first:
             return {}
-        self.save()
+        run.save()
         self.export({})  # before the validation, so that nothing which fails there costs the weights
         metrics = self.validate()
         self.export(metrics)
         return metrics
 
-    def _goes_on(self) -> bool:
-        """Whether to take another step; all ranks read rank 0's clock, so that they stop and change phase together."""
-        self.progress = self.ranks.agree(self.clock.progress)
-        done = self.settings.max_steps is not None and self.step - self.first_step >= self.settings.max_steps
-        return not done and not self.ranks.agree(float(self.clock.expired))
-
-    def save(self) -> None:
-        save_checkpoint(
-            self.settings.out / "denoiser.pt",
-            denoiser=self.denoiser.state_dict(),
-            ema=self.ema.state,
-            optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
-            step=self.step,
-            used_seeds=self.used_seeds,
-            seconds=self.clock.seconds,
-        )
-
     def export(self, metrics: dict[str, float]) -> None:
         """Writes the averaged weights as the bundle `out`/bundle, with where they come from."""
-        settings = self.settings
-        told = {name: str(x) if isinstance(x, Path) else x for name, x in dataclasses.asdict(settings).items()}
-        this = {
-            "steps": self.step,
-            "batch": settings.batch * self.ranks.count,
-            "devices": self.ranks.count,
-            "minutes": round(self.clock.seconds / 60, 2),
-            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
-            "torch": torch.__version__,
-            "commit": commit(),
-            "training_seeds": [settings.first_seed, settings.first_seed + self.used_seeds - 1],
-            "validation_seeds": [VALIDATION_SEED, VALIDATION_SEED + VALIDATION_SCENES - 1],
-            "settings": told | {"out": settings.out.name},
-            "metrics": metrics,
-        }
+        this = self.run.provenance((VALIDATION_SEED, VALIDATION_SEED + VALIDATION_SCENES - 1), metrics)
         provenance = self.earlier | {"denoiser": [*self.earlier.get("denoiser", []), this]}
         model = WorldModel(self.world, copy.deepcopy(self.averaged()).cpu(), copy.deepcopy(self.autoencoder).cpu())
-        save_bundle(settings.out / "bundle", model, provenance, replace=True)
+        save_bundle(self.settings.out / "bundle", model, provenance, replace=True)
 
     def averaged(self) -> Denoiser:
         """The averaged weights in a denoiser of their own."""
-        self.ema.copy_to(self.plain)
+        self.run.ema.copy_to(self.plain)
         return self.plain
 
     def _is_long(self) -> bool:
-        return self.progress > 1 - self.settings.long_share
+        return self.run.progress > 1 - self.settings.long_share
 
     def _batch(self, is_long: bool) -> int:
         settings = self.settings
@@ -210,55 +150,31 @@ class DenoiserRun:
 
     def _bank(self, is_long: bool) -> ClipBank:
         settings = self.settings
-        self._close_planner()
         latents = settings.long_latents if is_long else settings.latents
-        self.planner = PathPlanner(
+        planner = self.run.plan(
             batch=settings.source_batch,
             frames=self.world.temporal_stride * (latents - 1),
             fps=self.world.fps,
-            first_seed=settings.first_seed + SEEDS_A_RANK * self.ranks.index + self.used_seeds,
             workers=settings.workers,
         )
-        source = ClipSource(self.world, self.autoencoder, self.planner, self.device)
+        source = ClipSource(self.world, self.autoencoder, planner, self.device)
         return ClipBank(source, settings.bank // (2 if is_long else 1))
 
-    @property
-    def used_seeds(self) -> int:
-        """Scenes drawn so far on this rank, over all runs."""
-        first, behind = self.planner.used if self.planner else (0, 0)
-        return self.seeds_of_earlier_banks + behind - first
-
-    def _close_planner(self) -> None:
-        if self.planner is not None:
-            self.planner.close()
-            self.seeds_of_earlier_banks, self.planner = self.used_seeds, None
-
     def _step(self, clips: Clips, weight: Tensor) -> tuple[Tensor, Tensor]:
-        settings = self.settings
         chunks = clip_chunks(clips.latents.shape[1], self.world.chunk_latents)
-        given = self._given(clips)
-        set_rate(self.optimisers, rate_factor(self.progress, self.step - self.first_step, settings.warmup))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self._loss(clips.latents, given, chunks, weight)
-        loss.backward()
-        self.ranks.average_gradients(self.denoiser)
-        norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), settings.clip)
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        self.ema.update(self.denoiser)
-        self.step += 1
-        return loss.detach(), norm
+        with self.run.autocast():
+            loss = self._loss(clips.latents, self._given(clips), chunks, weight)
+        return loss.detach(), self.run.descend(loss)
 
     def _loss(self, clean: Tensor, given: Conditioning, chunks: ChunkGrid, weight: Tensor) -> Tensor:
         settings = self.settings
-        choice = random.Random(self.step)  # the same on every rank, so that none waits for another's longer step
+        choice = random.Random(self.run.step)  # the same on every rank, so that none waits for another's longer step
         if choice.random() < settings.mixture_share:
             dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
             memory = self.denoiser.memory(clean.shape[0], self.world.grid, device=self.device, dtype=dtype)
             return mixture_loss(self.denoiser, clean, given, chunks, memory, settings.levels, weight)
         history = clean
-        if self.progress > settings.imagined_from and choice.random() < settings.imagined_share:
+        if self.run.progress > settings.imagined_from and choice.random() < settings.imagined_share:
             for _ in range(choice.randint(1, settings.imagined_passes)):
                 history = imagined(self.denoiser, clean, history, given, chunks)
         amount = settings.context_noise * torch.rand(clean.shape[0], 1, device=clean.device) * 1000
@@ -286,7 +202,7 @@ class DenoiserRun:
         intrinsics = torch.tensor(self.world.intrinsics, device=self.device)
         size = (self.world.height, self.world.width)
         truth = render(sample_scenes(seeds, device=self.device), path.float().to(self.device), intrinsics, size).rgb
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with self.run.autocast():
             state, _ = initial(model, truth[:, 0], seeds=seeds, poses=path[:, 0])
             result = {}
             count = self.world.frames_per_chunk

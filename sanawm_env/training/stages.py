@@ -17,7 +17,7 @@ from sanawm_env.model.config import WorldConfig, rooms_config, tiny_config
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.initialise import initialise
 from sanawm_env.training.autoencoder import AutoencoderTraining, load_autoencoder, train_autoencoder
-from sanawm_env.training.denoiser import DenoiserRun, DenoiserTraining
+from sanawm_env.training.denoiser import DenoiserStage, DenoiserTraining
 from sanawm_env.training.frames import Picture
 from sanawm_env.training.ranks import Ranks
 from sanawm_env.world import WorldModel
@@ -100,9 +100,9 @@ def _rooms_denoiser(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     smoke = bool(settings.pop("smoke", False))
     model, earlier = _beginning(settings, smoke)
     training = from_mapping(DenoiserTraining, (SMOKE_DENOISER if smoke else {}) | settings)
-    run = DenoiserRun(training, model, ranks, earlier)
-    metrics = run.train()
-    return {"steps": run.step, "bundle": str(training.out / "bundle"), **metrics} if ranks.is_first else {}
+    stage = DenoiserStage(training, model, ranks, earlier)
+    metrics = stage.train()
+    return {"steps": stage.run.step, "bundle": str(training.out / "bundle"), **metrics} if ranks.is_first else {}
 
 
 def _beginning(settings: dict[str, Any], smoke: bool) -> tuple[WorldModel, dict[str, Any]]:

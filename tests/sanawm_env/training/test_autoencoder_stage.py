@@ -15,7 +15,7 @@ from sanawm_env.training import run_stage
 from sanawm_env.training.__main__ import main
 from sanawm_env.training.autoencoder import (
     VALIDATION_SEED,
-    AutoencoderRun,
+    AutoencoderStage,
     AutoencoderTraining,
     load_autoencoder,
     save_autoencoder,
@@ -48,8 +48,8 @@ def settings(out: Path, **changes: object) -> AutoencoderTraining:
     return AutoencoderTraining(**(SHORT | {"out": out} | changes))
 
 
-def run(out: Path, **changes: object) -> AutoencoderRun:
-    return AutoencoderRun(settings(out, **changes), PICTURE, tiny_config().autoencoder, Ranks())
+def run(out: Path, **changes: object) -> AutoencoderStage:
+    return AutoencoderStage(settings(out, **changes), PICTURE, tiny_config().autoencoder, Ranks())
 
 
 def test_a_run_leaves_a_readable_result_and_is_resumed(tmp_path: Path) -> None:
@@ -64,8 +64,8 @@ def test_a_run_leaves_a_readable_result_and_is_resumed(tmp_path: Path) -> None:
     assert all(torch.equal(x, averaged[name]) for name, x in model.state_dict().items())
 
     second = run(tmp_path)
-    assert second.step == 2
-    assert 0 < second.clock.spent < first.clock.seconds
+    assert second.run.step == 2
+    assert 0 < second.run.clock.spent < first.run.clock.seconds
     for name, x in second.model.state_dict().items():
         assert torch.equal(x, first.model.state_dict()[name])
     second.train()
