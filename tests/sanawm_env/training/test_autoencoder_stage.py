@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -158,4 +159,15 @@ def test_main_reports_errors_without_a_traceback(capsys: pytest.CaptureFixture[s
 @pytest.mark.slow
 def test_every_stage_in_miniature(tmp_path: Path) -> None:
     figures = run_stage("smoke", {"out": str(tmp_path), "device": "cpu"})
-    assert (Path(figures["bundle"]) / "bundle.json").exists()
+    first = json.loads((Path(figures["bundle"]) / "bundle.json").read_text())
+    assert len(first["provenance"]["denoiser"]) == 1
+    # A bundle is where another run may start; it carries on what is known of the weights.
+    told = {"start": figures["bundle"], "out": str(tmp_path / "on"), "smoke": True, "device": "cpu"}
+    again = run_stage("rooms-denoiser", told | {"first_seed": 500})
+    second = json.loads((Path(again["bundle"]) / "bundle.json").read_text())
+    assert second["provenance"]["denoiser"][0] == first["provenance"]["denoiser"][0]
+    assert second["provenance"]["denoiser"][1]["training_seeds"][0] == 500
+    assert second["provenance"]["autoencoder"] == first["provenance"]["autoencoder"]
+    assert second["files"] != first["files"]
+    with pytest.raises(ConfigError, match="start and autoencoder"):
+        run_stage("rooms-denoiser", told | {"autoencoder": str(tmp_path / "autoencoder")})
