@@ -11,6 +11,7 @@ from typing import Any
 from sanawm_env.bundle import Precision
 from sanawm_env.env import SanaWMEnv
 from sanawm_env.errors import BundleError, ConfigError, SceneError, StorageError
+from sanawm_env.model.lora import merge_lora, read_lora
 from sanawm_env.model.public_keys import Variant
 from sanawm_env.model.refiner import Refiner, RefinerConfig
 from sanawm_env.pretrained import SIZE, from_pretrained, plan
@@ -34,6 +35,7 @@ def make_env(
     *,
     variant: Variant = "distilled",
     refiner: bool = False,
+    refiner_lora: str | Path | None = None,
     image: Any = None,
     prompt: str | None = None,
     intrinsics: Sequence[float] | str | None = None,
@@ -51,12 +53,13 @@ def make_env(
     """The environment of a released checkpoint; everything is downloaded and every prompt of its scene embedded here,
     nothing in reset or step.
 
-    source: a Hub id or folder of a distilled checkpoint; the other variants generate whole clips (`generate`). image: a
-    picture or its path, with prompt and intrinsics (fx, fy, cx, cy in its pixels; the usual ones of 64 degrees if
-    None); or scene: a `Scene` or a scene.yaml. refiner: whether the checkpoint's refiner runs too. text_encoder: Gemma
-    2, a folder or Hub id. instruction: folder or file with the instruction that stands before prompts; the
-    checkpoint's own if None. size: of frames. options: the rest of `SanaWMEnv`; the task is free driving unless one is
-    named. ConfigError, SceneError or BundleError says what does not fit.
+    source: a Hub id or folder of a distilled checkpoint; the other variants generate whole clips (`generate`).
+    image: a picture or its path, with prompt and intrinsics (fx, fy, cx, cy in its pixels; the usual ones of 64
+    degrees if None); or scene: a `Scene` or a scene.yaml. refiner: whether the checkpoint's refiner runs too;
+    refiner_lora: its low-rank weights, where they are kept apart. text_encoder: Gemma 2, a folder or Hub id.
+    instruction: folder or file with the instruction that stands before prompts; the checkpoint's own if None. size:
+    of frames. options: the rest of `SanaWMEnv`; the task is free driving unless one is named. ConfigError,
+    SceneError or BundleError says what does not fit.
     """
     if variant != "distilled":
         raise ConfigError(
@@ -68,6 +71,7 @@ def make_env(
         source,
         variant=variant,
         refiner=refiner,
+        refiner_lora=refiner_lora,
         text_encoder=text_encoder,
         instruction=instruction,
         prompt_cache=prompt_cache,
@@ -87,6 +91,7 @@ def open_sana_wm(
     *,
     variant: Variant = "distilled",
     refiner: bool = False,
+    refiner_lora: str | Path | None = None,
     text_encoder: str | Path = TEXT_ENCODER,
     instruction: str | Path | None = None,
     prompt_cache: str | Path | None = None,
@@ -113,7 +118,7 @@ def open_sana_wm(
     refined, refined_text = None, None
     if refiner:
         folder, encoder = _find_refiner(source, variant, revision)
-        refined = load_refiner(folder / "transformer", model)
+        refined = load_refiner(folder / "transformer", model, lora=refiner_lora)
         refined_text = refiner_source(
             encoder, folder / "connectors", positions=model.config.refiner_caption_length, device=device
         )
@@ -131,10 +136,10 @@ def open_sana_wm(
     return model, PromptReader(cache=PromptCache(prompt_cache), denoiser=stage1, refiner=refined_text)
 
 
-def load_refiner(folder: str | Path, model: WorldModel) -> Refiner:
+def load_refiner(folder: str | Path, model: WorldModel, *, lora: str | Path | None = None) -> Refiner:
     """The refiner whose transformer diffusers has saved in `folder`, for the worlds of `model`, beside its weights.
 
-    BundleError lists tensors that are missing, unexpected or of a wrong shape.
+    lora: a file of low-rank weights that are kept apart, merged on loading. BundleError lists tensors that are missing, unexpected or of a wrong shape.
     """
     from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
 
@@ -161,6 +166,8 @@ def load_refiner(folder: str | Path, model: WorldModel) -> Refiner:
         temporal_stride=world.temporal_stride,
         spatial_stride=world.spatial_stride,
     )
+    if lora is not None:
+        merge_lora(transformer, read_lora(lora))
     return Refiner(config, transformer.to(model.device))
 
 

@@ -1,0 +1,71 @@
+"""Low-rank adapters merged into the weights they adapt: W + scale * B A."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sanawm_env.errors import BundleError
+
+DOWN, UP, ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
+PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.")
+
+
+def read_lora(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of an adapter's safetensors file. BundleError when it cannot be read."""
+    try:
+        return load_file(Path(path).expanduser())
+    except (OSError, SafetensorError) as error:
+        raise BundleError(
+            f"adapter {path} cannot be read ({error}); give a .safetensors file of lora_A and lora_B."
+        ) from (error)
+
+
+@torch.no_grad()
+def merge_lora(module: nn.Module, adapter: Mapping[str, Tensor], scale: float = 1.0) -> int:
+    """Adds an adapter to the linear weights of `module`, in place; returns how many it changed.
+
+    adapter: "<layer>.lora_A.weight" [rank, in] and "<layer>.lora_B.weight" [out, rank], with "<layer>.alpha" where the
+    product is to be scaled by alpha / rank, names as PEFT and diffusers write them (with or without a prefix such as
+    "transformer."). scale: of the whole adapter. Sums are made in fp32. BundleError lists names that are no layer of
+    the module, shapes that do not fit and half pairs, before anything is changed.
+    """
+    layers = dict(module.named_modules())
+    given = {_plain(name): x for name, x in adapter.items()}
+    changes: list[tuple[nn.Linear, Tensor]] = []
+    wrong = [name for name in given if not name.endswith((DOWN, UP, ALPHA))]
+    for name in {name.removesuffix(DOWN).removesuffix(UP) for name in given if name.endswith((DOWN, UP))}:
+        layer, down, up = layers.get(name), given.get(name + DOWN), given.get(name + UP)
+        if not isinstance(layer, nn.Linear) or down is None or up is None or not _fits(layer, down, up):
+            wrong.append(name)
+            continue
+        rank = down.shape[0]
+        weight = scale * float(given.get(name + ALPHA, torch.tensor(float(rank)))) / rank
+        changes.append((layer, weight * up.float().to(layer.weight.device) @ down.float().to(layer.weight.device)))
+    if wrong or not changes:
+        raise BundleError(
+            f"the adapter does not fit: {len(wrong)} names are no linear layers of the module, half a pair or of another "
+            f"shape ({', '.join(sorted(wrong)[:10]) or 'it holds none'}); take the adapter of this very model."
+        )
+    for layer, change in changes:
+        layer.weight.copy_(layer.weight.float() + change)
+    return len(changes)
+
+
+def _plain(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _fits(layer: nn.Linear, down: Tensor, up: Tensor) -> bool:
+    return (
+        down.ndim == up.ndim == 2
+        and down.shape[0] == up.shape[1]
+        and (up.shape[0], down.shape[1]) == tuple(layer.weight.shape)
+    )
