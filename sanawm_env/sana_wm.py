@@ -139,7 +139,8 @@ def open_sana_wm(
 def load_refiner(folder: str | Path, model: WorldModel, *, lora: str | Path | None = None) -> Refiner:
     """The refiner whose transformer diffusers has saved in `folder`, for the worlds of `model`, beside its weights.
 
-    lora: a file of low-rank weights that are kept apart, merged on loading. BundleError lists tensors that are missing, unexpected or of a wrong shape.
+    lora: a file of low-rank weights that are kept apart, merged on loading. BundleError lists tensors that are missing,
+    unexpected or of a wrong shape.
     """
     from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
 

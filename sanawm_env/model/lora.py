@@ -49,8 +49,8 @@ def merge_lora(module: nn.Module, adapter: Mapping[str, Tensor], scale: float = 
         changes.append((layer, weight * up.float().to(layer.weight.device) @ down.float().to(layer.weight.device)))
     if wrong or not changes:
         raise BundleError(
-            f"the adapter does not fit: {len(wrong)} names are no linear layers of the module, half a pair or of another "
-            f"shape ({', '.join(sorted(wrong)[:10]) or 'it holds none'}); take the adapter of this very model."
+            f"the adapter does not fit: {len(wrong)} names are no linear layers of the module, half a pair or of "
+            f"another shape ({', '.join(sorted(wrong)[:10]) or 'it holds none'}); take the adapter of this very model."
         )
     for layer, change in changes:
         layer.weight.copy_(layer.weight.float() + change)
