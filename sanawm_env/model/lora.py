@@ -23,7 +23,7 @@ def read_lora(path: str | Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise BundleError(
             f"adapter {path} cannot be read ({error}); give a .safetensors file of lora_A and lora_B."
-        ) from (error)
+        ) from error
 
 
 @torch.no_grad()
