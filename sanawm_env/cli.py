@@ -18,6 +18,7 @@ from sanawm_env.errors import ConfigError, SanaWMError
 
 T = TypeVar("T")
 INTERRUPTED = 130
+DOCTOR = "what this machine can run of the released model, and what is missing; works offline"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _flags(convert, variant=str, revision=str, autoencoder=str)
     convert.set_defaults(flags=("source", "target", *convert.get_default("flags")))
+    doctor = commands.add_parser("doctor", help=DOCTOR, description=DOCTOR)
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.set_defaults(run=_doctor)
     return top
 
 
@@ -187,6 +191,13 @@ def _convert(options: argparse.Namespace) -> None:
     size = (config.height, config.width)
     folder = convert(config.source, config.target, **told, size=size, replace=config.replace)
     print(json.dumps({"bundle": str(folder)}))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from sanawm_env.doctor import examine, report
+
+    found = examine()
+    print(json.dumps(found) if options.json else report(found))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 import yaml
 from diffusers import AutoencoderKLLTX2Video, SanaWMTransformer3DModel
+from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
+from diffusers.pipelines.ltx2 import LTX2TextConnectors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import Gemma2Config, Gemma2Model, Gemma3TextConfig, Gemma3TextModel, PreTrainedTokenizerFast
 
 Weights = dict[str, torch.Tensor]
 SIZE = (64, 96)
+WORDS = ["a", "kitchen", "with", "red", "chairs", "User", "Prompt", ":"]
+GEMMA: dict[str, Any] = {
+    "vocab_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "intermediate_size": 16,
+}
 
 
 def random_transformer() -> SanaWMTransformer3DModel:
@@ -56,3 +72,47 @@ def original_config(attention: str) -> str:
     scheduler = {"flow_shift": 9.95, "inference_flow_shift": 9.5, "pred_sigma": False}
     text = {"y_norm": True, "model_max_length": 7, "chi_prompt": ["User Prompt: "]}
     return yaml.safe_dump({"model": model | fixed | chunk, "scheduler": scheduler, "text_encoder": text})
+
+
+def write_release(root: Path) -> Path:
+    """Makes `root` a folder like the streaming release, refiner and both text encoders included; returns it."""
+    (root / "sana_dit").mkdir(parents=True)
+    weights = original_names({name: x.clone() for name, x in random_transformer().state_dict().items()})
+    torch.save({"generator": {f"model.{name}": x for name, x in weights.items()}}, root / "sana_dit" / "model.pt")
+    random_autoencoder(causal=True).save_pretrained(root / "ltx2_causal_vae")
+    torch.manual_seed(2)
+    Gemma2Model(Gemma2Config(hidden_size=12, **GEMMA)).save_pretrained(root / "gemma2")
+    Gemma3TextModel(Gemma3TextConfig(hidden_size=12, **GEMMA)).save_pretrained(root / "gemma3_12b")
+    for name in ("gemma2", "gemma3_12b"):
+        save_tokenizer(root / name)
+    connectors: dict[str, Any] = {"caption_channels": 12, "text_proj_in_factor": 3, "rope_type": "split"}
+    for stream in ("video", "audio"):
+        connectors |= {f"{stream}_connector_num_attention_heads": 2, f"{stream}_connector_attention_head_dim": 6}
+        connectors |= {f"{stream}_connector_num_layers": 1, f"{stream}_connector_num_learnable_registers": 8}
+    LTX2TextConnectors(**connectors).save_pretrained(root / "refiner_diffusers" / "connectors")
+    SanaWMLTX2RefinerTransformer3DModel(
+        in_channels=16,
+        out_channels=16,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=12,
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=1,
+        audio_attention_head_dim=16,
+        audio_cross_attention_dim=16,
+        rope_type="split",
+    ).save_pretrained(root / "refiner_diffusers" / "transformer")
+    return root
+
+
+def save_tokenizer(folder: Path) -> None:
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    names = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), special, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)

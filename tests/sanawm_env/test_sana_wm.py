@@ -10,14 +10,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
-from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from diffusers.pipelines.sana_wm.pipeline_sana_wm import DEFAULT_CHI_PROMPT
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tests.public_layouts import SIZE, original_names, random_autoencoder, random_transformer
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import Gemma2Config, Gemma2Model, Gemma3TextConfig, Gemma3TextModel, PreTrainedTokenizerFast
+from tests.public_layouts import SIZE, write_release
 
 import sanawm_env  # noqa: F401 - registers the environments
 from sanawm_env.errors import BundleError, ConfigError, SceneError
@@ -25,61 +21,10 @@ from sanawm_env.sana_wm import load_refiner, open_sana_wm
 from sanawm_env.state import WorldState
 from sanawm_env.world import step
 
-WORDS = ["a", "kitchen", "with", "red", "chairs", "User", "Prompt", ":"]
-GEMMA: dict[str, Any] = {
-    "vocab_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "intermediate_size": 16,
-}
-
-
-def save_tokenizer(folder: Path) -> None:
-    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
-    names = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), special, strict=True))
-    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
-
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like the streaming release, refiner and both text encoders included."""
-    root = tmp_path_factory.mktemp("release")
-    (root / "sana_dit").mkdir()
-    weights = original_names({name: x.clone() for name, x in random_transformer().state_dict().items()})
-    torch.save({"generator": {f"model.{name}": x for name, x in weights.items()}}, root / "sana_dit" / "model.pt")
-    random_autoencoder(causal=True).save_pretrained(root / "ltx2_causal_vae")
-    torch.manual_seed(2)
-    Gemma2Model(Gemma2Config(hidden_size=12, **GEMMA)).save_pretrained(root / "gemma2")
-    Gemma3TextModel(Gemma3TextConfig(hidden_size=12, **GEMMA)).save_pretrained(root / "gemma3_12b")
-    for name in ("gemma2", "gemma3_12b"):
-        save_tokenizer(root / name)
-    connectors: dict[str, Any] = {"caption_channels": 12, "text_proj_in_factor": 3, "rope_type": "split"}
-    for stream in ("video", "audio"):
-        connectors |= {f"{stream}_connector_num_attention_heads": 2, f"{stream}_connector_attention_head_dim": 6}
-        connectors |= {f"{stream}_connector_num_layers": 1, f"{stream}_connector_num_learnable_registers": 8}
-    LTX2TextConnectors(**connectors).save_pretrained(root / "refiner_diffusers" / "connectors")
-    SanaWMLTX2RefinerTransformer3DModel(
-        in_channels=16,
-        out_channels=16,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        cross_attention_dim=32,
-        num_layers=2,
-        caption_channels=12,
-        audio_in_channels=4,
-        audio_out_channels=4,
-        audio_num_attention_heads=1,
-        audio_attention_head_dim=16,
-        audio_cross_attention_dim=16,
-        rope_type="split",
-    ).save_pretrained(root / "refiner_diffusers" / "transformer")
-    return root
+    return write_release(tmp_path_factory.mktemp("release"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,407 @@
+"""What this machine can run of the released SANA-WM, and what is missing: `sanawm doctor`.
+
+Asks neither the Hub nor a GPU that is not there. Sizes in memory are counted on the meta device from the modules that
+would be loaded; download sizes are the published ones (spec rollout.md 1); speeds come from benchmarks run here or are
+not told.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from sanawm_env import bundle
+from sanawm_env.benchmarks.machine import machine
+from sanawm_env.config import from_mapping
+from sanawm_env.kernels.backend import fused_obstacle, native_bf16
+from sanawm_env.model.autoencoder import Autoencoder, AutoencoderConfig
+from sanawm_env.model.config import DenoiserConfig, WorldConfig
+from sanawm_env.model.denoiser import Denoiser
+from sanawm_env.model.public_keys import Variant
+from sanawm_env.model.refiner import Refiner, RefinerConfig
+from sanawm_env.pretrained import FPS, HUB_AUTOENCODER, SIZE, TIMESTEPS
+from sanawm_env.sana_wm import REFINERS, STREAMING, TEXT_ENCODER
+from sanawm_env.scene import USUAL_FOCAL
+from sanawm_env.world import WorldModel
+
+BIDIRECTIONAL = HUB_AUTOENCODER["bidirectional"]
+TEACHER = "Efficient-Large-Model/SANA-WM_chunk_causal"
+DIFFUSERS = "Efficient-Large-Model/SANA-WM_bidirectional-diffusers"
+BENCH = Path("outputs/bench/sana_wm.jsonl")
+# Rows of that table about one chunk, and the key of each that holds milliseconds. The refiner's comes on top.
+MEASURED = {"distilled.decoded": "chunk_ms", "distilled.latents": "chunk_ms", "refiner.block": "ms"}
+NOT_MEASURED = "not measured"
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+LIBRARIES = ("torch", "triton", "diffusers", "transformers", "gymnasium", "huggingface-hub")
+# Optional packages of pyproject.toml by extra, and what each extra is for.
+EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
+    "sana": (("transformers", "accelerate"), "text encoders of the released checkpoints"),
+    "quant": (("nvidia-modelopt",), "FP8 and NVFP4 calibration and export"),
+    "ray": (("ray",), "bulk generation beyond one process"),
+    "rl": (("stable-baselines3",), "reinforcement learning"),
+    "annotate": (("pycolmap",), "structure from motion of own footage"),
+    "lora": (("peft",), "fine-tuning of a few weights"),
+    "mujoco": (("mujoco",), "kinematic chains of URDF and MJCF robots"),
+    "metrics": (("torchmetrics",), "metrics of pictures and video"),
+}
+SANA_LICENCE = "Apache-2.0 as its documentation says; the model card decides"
+LTX_LICENCE = "derived from LTX-2: LTX-2 Community License"
+GEMMA_LICENCE = "Gemma Terms of Use"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a release. folder: below its repository, "" for the top level. published_gb: its size on disk as
+    published (spec rollout.md 1), None where none is.
+    """
+
+    folder: str
+    what: str
+    licence: str
+    published_gb: float | None = None
+
+
+RELEASES: dict[str, tuple[Part, ...]] = {
+    STREAMING: (
+        Part("sana_dit", "denoiser, distilled", SANA_LICENCE),
+        Part("ltx2_causal_vae", "autoencoder", LTX_LICENCE),
+        Part("refiner_diffusers", "refiner, built as the bidirectional one", LTX_LICENCE),
+        Part("gemma3_12b", "the refiner's text encoder", GEMMA_LICENCE),
+    ),
+    BIDIRECTIONAL: (
+        Part("dit", "denoiser, bidirectional", SANA_LICENCE, 10),
+        Part("vae", "autoencoder", LTX_LICENCE, 2),
+        Part("refiner/transformer", "refiner; size with its connectors", LTX_LICENCE, 38),
+        Part("refiner/text_encoder", "the refiner's text encoder", GEMMA_LICENCE, 46),
+    ),
+    DIFFUSERS: (Part("transformer", "denoiser, bidirectional", SANA_LICENCE), Part("vae", "autoencoder", LTX_LICENCE)),
+    TEACHER: (Part("dit", "denoiser, chunk-causal teacher", SANA_LICENCE),),
+    TEXT_ENCODER: (Part("", "the denoiser's text encoder", GEMMA_LICENCE, 4.9),),
+}
+
+
+def examine(bench: Path = BENCH) -> dict[str, Any]:
+    """Everything `sanawm doctor` tells, as JSON: sizes in bytes unless the key ends in _gb. bench: table of speeds."""
+    device = bundle.find_device(None)
+    gpus, reason = _gpus()
+    memory = _memory()
+    free = gpus[0]["memory_free_bytes"] if gpus else memory["available_bytes"]
+    facts = machine(device)
+    return {
+        "machine": {
+            **{name: facts[name] for name in ("cpu", "cores", "python")},
+            "native_bf16": native_bf16("cpu"),
+            "device": str(device),
+        },
+        "memory": memory,
+        "gpu": gpus,
+        "no_gpu_because": reason,
+        "kernels": fused_obstacle(device) or "Triton",
+        "versions": {name: _version(name) for name in LIBRARIES},
+        "extras": {name: _extra(name) for name in EXTRAS},
+        "hub": _hub(),
+        "weights": {name: _cached(name, parts) for name, parts in RELEASES.items()},
+        "fits": [row | _verdict(row["bytes"], free) for row in requirements()],
+        "seconds_a_chunk": _speeds(bench),
+    }
+
+
+def released_config(variant: Variant) -> WorldConfig:
+    """The released world of a variant as its checkpoint's shapes tell it (spec dit.md 1.1, rollout.md 4)."""
+    denoiser = DenoiserConfig(
+        window_chunks=2 if variant == "distilled" else None,
+        behaviour="diffusers" if variant == "bidirectional" else "nvlabs_train",
+    )
+    autoencoder = AutoencoderConfig(
+        latent_channels=128,
+        encoder_widths=(256, 512, 1024, 2048),
+        decoder_widths=(256, 512, 1024),
+        encoder_layers=(4, 6, 6, 2, 2),
+        decoder_layers=(5, 5, 5, 5),
+        upsample_factors=(2, 2, 2),
+        levels=("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+        decoder_levels=("spatiotemporal",) * 3,
+        patch=4,
+        decoder_padding="reflect",
+    )
+    height, width = SIZE
+    focal = USUAL_FOCAL * max(SIZE)
+    return WorldConfig(
+        name=f"sana-wm-{variant}",
+        fps=FPS,
+        height=height,
+        width=width,
+        intrinsics=(focal, focal, (width - 1) / 2, (height - 1) / 2),
+        variant=variant,
+        timesteps=TIMESTEPS.get(variant, (1000,)),
+        units_per_metre=None,
+        denoiser=denoiser,
+        autoencoder=autoencoder,
+    )
+
+
+def requirements() -> list[dict[str, Any]]:
+    """Bytes that each released world and Rooms keep in memory, by precision, with and without refiner.
+
+    bytes: denoiser, autoencoder, refiner, state of one world by part, and their total. Activations are not among them,
+    nor is a text encoder, which is there only while it reads a new prompt.
+    """
+    configs = {"rooms": from_mapping(WorldConfig, bundle.description("rooms")["config"])}
+    configs |= {variant: released_config(variant) for variant in get_args(Variant)}
+    with torch.device("meta"):
+        # Diffusers' defaults are the released refiner (spec rollout.md 8).
+        refiner = Refiner(RefinerConfig(), {})
+    rows = []
+    for name, config in configs.items():
+        with torch.device("meta"):
+            denoiser, autoencoder = Denoiser(config.denoiser), Autoencoder(config.autoencoder)
+        for refined in (None, refiner) if name in REFINERS else (None,):
+            model = WorldModel(config, denoiser, autoencoder, refiner=refined)
+            parts: dict[str, nn.Module] = {"denoiser": denoiser, "autoencoder": autoencoder}
+            parts |= {} if refined is None else {"refiner": refined}
+            for precision, dtype in PRECISIONS.items():
+                count: dict[str, Any] = {part: _bytes_of(module.to(dtype)) for part, module in parts.items()}
+                state = model.empty_state(1).nbytes()
+                count |= {"state": state, "total": sum(count.values()) + state["total"]}
+                rows.append({"world": name, "refiner": refined is not None, "precision": precision, "bytes": count})
+    return rows
+
+
+def report(found: Mapping[str, Any]) -> str:
+    """What `examine` found, as aligned text."""
+    told, memory, hub = found["machine"], found["memory"], found["hub"]
+    facts = [
+        ("processor", f"{told['cpu']}, {told['cores']} cores, {_bf16(told['native_bf16'])}"),
+        ("memory", f"{_size(memory['available_bytes'])} available of {_size(memory['total_bytes'])}"),
+        *(("GPU", _gpu_line(gpu)) for gpu in found["gpu"]),
+        *([("GPU", f"none: {found['no_gpu_because']}")] if not found["gpu"] else []),
+        ("kernels", "Triton" if found["kernels"] == "Triton" else f"plain torch ({found['kernels']})"),
+        ("Hub cache", f"{hub['cache']}, {_size(hub['free_bytes'])} free{', offline' if hub['offline'] else ''}"),
+        ("versions", ", ".join(f"{name} {version or '(missing)'}" for name, version in found["versions"].items())),
+    ]
+    missing = [
+        (f"[{name}]", extra["for"], f"lacks {', '.join(extra['missing'])}", extra["install"])
+        for name, extra in found["extras"].items()
+        if extra["missing"]
+    ]
+    sections = {
+        "This machine": _aligned(facts),
+        "Missing extras": _aligned(missing) or ["  none"],
+        "Released weights (GB on disk as published, rounded)": [
+            *_aligned(_weight_rows(found["weights"])),
+            "  Unknown sizes: sanawm_env.pretrained.plan(source, variant=...) asks the Hub and downloads nothing.",
+        ],
+        "Memory for one world (counted on the modules that are loaded)": [
+            *_aligned(_fit_rows(found["fits"])),
+            f"  On top, {NOT_MEASURED}: working memory of a step or, for bidirectional and teacher, of a whole clip;",
+            "  and, while a new prompt is read, its text encoder in bf16: Gemma 2 (4.9 GB as published), with the",
+            "  refiner then Gemma 3 (12 B parameters).",
+        ],
+        "Seconds a chunk (24 frames, 1.5 s of world time)": _aligned(_speed_rows(found["seconds_a_chunk"])),
+        "Licences": _aligned(_licences()),
+    }
+    return "\n\n".join("\n".join([title, *lines]) for title, lines in sections.items())
+
+
+def _gpus() -> tuple[list[dict[str, Any]], str | None]:
+    """Every CUDA device; where there is none, why."""
+    rows = []
+    for index in range(torch.cuda.device_count()):
+        try:
+            free, total = torch.cuda.mem_get_info(index)
+        except RuntimeError as error:
+            return [], f"device {index} cannot be used ({' '.join(str(error).split()):.120}); is another process on it?"
+        device = torch.device("cuda", index)
+        name = torch.cuda.get_device_name(index)
+        rows.append({"name": name, "memory_total_bytes": total, "memory_free_bytes": free, "bf16": native_bf16(device)})
+    if rows:
+        return rows, None
+    if torch.version.cuda is None and torch.version.hip is None:
+        return [], f"torch {torch.__version__} is a CPU build; install a CUDA build of torch to use one"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [], f"CUDA_VISIBLE_DEVICES is {visible!r}, which hides all there may be; unset it"
+    if not Path("/proc/driver/nvidia").exists():
+        return [], "no NVIDIA driver is loaded here; install one, or pass the GPU into this container"
+    return [], "the driver is loaded, but torch sees no device; update the driver to what this torch was built for"
+
+
+def _memory() -> dict[str, int | None]:
+    """Bytes of the machine or, where that is less, of the control group this process is confined to."""
+    total: int | None = None
+    available: int | None = None
+    listing = Path("/proc/meminfo")
+    if listing.exists():
+        lines = (line.split() for line in listing.read_text().splitlines())
+        told = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) > 1}
+        total, available = told.get("MemTotal"), told.get("MemAvailable")
+    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None and (total is None or limit < total):
+        total, available = limit, min(limit - used, limit if available is None else available)
+    return {"total_bytes": total, "available_bytes": available}
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _extra(name: str) -> dict[str, Any]:
+    packages, purpose = EXTRAS[name]
+    missing = [package for package in packages if _version(package) is None]
+    return {"for": purpose, "missing": missing, "install": f"pip install 'sanawm-env[{name}]'"}
+
+
+def _hub() -> dict[str, Any]:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    # Before the first download the folder is not there; its space is that of the nearest one that is.
+    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    return {"cache": str(cache), "free_bytes": free, "offline": bool(constants.HF_HUB_OFFLINE)}
+
+
+def _cached(name: str, parts: Sequence[Part]) -> dict[str, Any]:
+    """Bytes of each part of a repository in the Hub's cache, and of downloads that were cut short."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    snapshot = _snapshot(folder, constants.DEFAULT_REVISION)
+    rows = [
+        {
+            "folder": part.folder,
+            "what": part.what,
+            "cached_bytes": 0 if snapshot is None else _bytes_below(snapshot / part.folder),
+            "published_gb": part.published_gb,
+            "licence": part.licence,
+        }
+        for part in parts
+    ]
+    unfinished = sum(path.stat().st_size for path in folder.glob("blobs/*.incomplete"))
+    return {"parts": rows, "unfinished_bytes": unfinished}
+
+
+def _snapshot(folder: Path, revision: str) -> Path | None:
+    """The files of the revision that loads by default, else of the one downloaded last."""
+    branch = folder / "refs" / revision
+    if branch.is_file() and (folder / "snapshots" / branch.read_text().strip()).is_dir():
+        return folder / "snapshots" / branch.read_text().strip()
+    return max(folder.glob("snapshots/*"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _bytes_of(module: nn.Module) -> int:
+    return sum(x.nbytes for x in module.state_dict().values())
+
+
+def _verdict(count: Mapping[str, Any], free: int | None) -> dict[str, Any]:
+    left = None if free is None else free - count["total"]
+    return {"fits": None if left is None else left >= 0, "left_bytes": left}
+
+
+def _speeds(path: Path) -> dict[str, Any] | None:
+    """Seconds a chunk of the newest line of `sanawm bench sana-wm` at full size, and on what they were measured; None
+    where there is no such line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    for line in reversed(lines):
+        try:
+            told = json.loads(line)
+            if told["settings"]["size"] != "full":
+                continue
+            medians = {name: told["rows"][name][key]["p50"] for name, key in MEASURED.items() if name in told["rows"]}
+            seconds = {name: float(median) / 1000 for name, median in medians.items()}
+        except (ValueError, KeyError, TypeError):
+            continue
+        if seconds:
+            return {"rows": seconds} | {name: told.get(name) for name in ("dtype", "gpu", "cpu", "time", "commit")}
+    return None
+
+
+def _licences() -> list[tuple[str, str]]:
+    """Each licence and what it covers."""
+    covered: dict[str, list[str]] = {bundle.LICENCE: ["sanawm-env, Rooms"]}
+    for name, parts in RELEASES.items():
+        for part in parts:
+            covered.setdefault(part.licence, []).append("/".join(filter(None, (name.split("/")[1], part.folder))))
+    return [(what, licence) for licence, all_of_it in covered.items() for what in all_of_it]
+
+
+def _weight_rows(weights: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    for name, told in weights.items():
+        for part in told["parts"]:
+            cached, gb = part["cached_bytes"], part["published_gb"]
+            held = f"{_size(cached)} in the cache" if cached else "not in the cache"
+            published = "size not known" if gb is None else f"{gb:g} GB"
+            yield f"{name}{'/' if part['folder'] else ''}{part['folder']}", held, published, part["what"]
+        if told["unfinished_bytes"]:
+            left = "a download was cut short; start again, it goes on where it stopped"
+            yield name, f"{_size(told['unfinished_bytes'])} unfinished", "", left
+
+
+def _fit_rows(fits: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
+    yield "world", "precision", "weights", "state", "in all", "here"
+    for row in fits:
+        count, left = row["bytes"], row["left_bytes"]
+        state, total = count["state"]["total"], count["total"]
+        verdict = "free memory not known" if left is None else "fits, " if row["fits"] else "does not fit, "
+        if left is not None:
+            verdict += f"{_size(abs(left))} {'left' if row['fits'] else 'missing'}"
+        name = f"{row['world']}{' + refiner' if row['refiner'] else ''}"
+        yield name, row["precision"], _size(total - state), _size(state), _size(total), verdict
+
+
+def _speed_rows(speeds: Mapping[str, Any] | None) -> Iterable[tuple[str, ...]]:
+    if speeds is None:
+        yield NOT_MEASURED, f"sanawm bench sana-wm writes {BENCH}"
+        return
+    for name, seconds in speeds["rows"].items():
+        machine_told = f"{speeds['dtype']}, {speeds['gpu'] or speeds['cpu']}, {speeds['time']}"
+        yield f"{seconds:.3f}", name, f"random weights, {machine_told}"
+
+
+def _gpu_line(gpu: Mapping[str, Any]) -> str:
+    memory = f"{_size(gpu['memory_free_bytes'])} free of {_size(gpu['memory_total_bytes'])}"
+    return f"{gpu['name']}, {memory}, {_bf16(gpu['bf16'])}"
+
+
+def _bf16(native: bool) -> str:
+    return "native bf16" if native else "no native bf16"
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.1f} MiB"
+
+
+def _aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+    table = [tuple(row) for row in rows]
+    widths = [max(len(row[k]) for row in table if k < len(row)) for k in range(max(map(len, table), default=0))]
+    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]
