@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from sanawm_env.actions import ActionMap as ActionMap
     from sanawm_env.actions import make_action_map as make_action_map
     from sanawm_env.bundle import load as load
+    from sanawm_env.clips import generate as generate
+    from sanawm_env.clips import refine as refine
     from sanawm_env.env import SanaWMEnv as SanaWMEnv
-    from sanawm_env.generate import generate as generate
     from sanawm_env.pretrained import from_pretrained as from_pretrained
     from sanawm_env.scene import Scene as Scene
     from sanawm_env.scene import load_scene as load_scene
@@ -53,7 +54,8 @@ _HOMES = {
     "make_action_map": "actions",
     "load": "bundle",
     "SanaWMEnv": "env",
-    "generate": "generate",
+    "generate": "clips",
+    "refine": "clips",
     "from_pretrained": "pretrained",
     "Scene": "scene",
     "load_scene": "scene",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sanawm_env.errors import ConfigError, SceneError, StateError
-from sanawm_env.generate import generate, refine
+from sanawm_env.clips import generate, refine
 from sanawm_env.kernels.philox import normal
 from sanawm_env.model.autoencoder import to_uint8
 from sanawm_env.model.config import WorldConfig, tiny_config

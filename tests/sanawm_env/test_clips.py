@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLLTX2Video, FlowMatchEulerDiscreteScheduler, S
 from PIL import Image
 
 from sanawm_env.errors import ConfigError, PoseError, SceneError
-from sanawm_env.generate import generate
+from sanawm_env.clips import generate
 from sanawm_env.kernels.philox import normal
 from sanawm_env.model.chunks import clip_chunks
 from sanawm_env.model.clip_sampler import noise_levels, sample_clip
