@@ -98,6 +98,8 @@ def parser() -> argparse.ArgumentParser:
     rooms = _command(bench, "rooms", _bench_rooms, "frames/s, latency and memory of the Rooms world")
     _flags(rooms, device=str, bundle=str, chunks=int, out=str)
     rooms.add_argument("--batch", type=int, nargs="+", metavar="N", help="worlds at a time, one measurement each")
+    released = _command(bench, "sana-wm", _bench_sana_wm, "the released configuration at full size, on random weights")
+    _flags(released, size=str, device=str, out=str)
     train = _subjects(commands, "train", "train a world")
     _command(train, "rooms-autoencoder", _train, "pictures to latents and back")
     _command(train, "rooms-denoiser", _train, "the world in latents; writes a bundle")
@@ -166,6 +168,15 @@ def _bench_rooms(options: argparse.Namespace) -> None:
     options.flags = (*options.flags, "batch")
     report = run(_build(BenchRooms, "bench_rooms", options))
     print(json.dumps(report))
+
+
+def _bench_sana_wm(options: argparse.Namespace) -> None:
+    from sanawm_env.benchmarks.sana_wm import BenchSanaWM, run
+
+    report = run(_build(BenchSanaWM, "bench_sana_wm", options))
+    print(json.dumps(report))
+    if report["failed"]:
+        sys.exit(1)
 
 
 def _train(options: argparse.Namespace) -> None:

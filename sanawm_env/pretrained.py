@@ -430,6 +430,35 @@ class _Inspected:
         return read
 
 
+def world_config(
+    variant: Variant,
+    denoiser: DenoiserConfig,
+    autoencoder: AutoencoderConfig,
+    size: tuple[int, int] = SIZE,
+    shift: float | None = None,
+) -> WorldConfig:
+    """The world of a released variant from its parts: clock, noise levels, a usual lens where a scene names none.
+
+    shift: of the many-step sampler, the released one where None.
+    """
+    height, width = size
+    focal = 0.8 * max(height, width)
+    return WorldConfig(
+        name=f"sana-wm-{variant}",
+        fps=FPS,
+        height=height,
+        width=width,
+        # camera.py counts pixels at their centres, so the middle of the frame lies half a pixel before size / 2.
+        intrinsics=(focal, focal, (width - 1) / 2, (height - 1) / 2),
+        variant=variant,
+        timesteps=TIMESTEPS.get(variant, (1000,)),
+        schedule=Schedule() if shift is None else Schedule(shift=shift),
+        units_per_metre=None,
+        denoiser=denoiser,
+        autoencoder=autoencoder,
+    )
+
+
 def _world_config(
     chosen: _Chosen,
     denoiser: DenoiserConfig,
@@ -447,23 +476,8 @@ def _world_config(
             f"the denoiser of {chosen.place.name} reads {denoiser.plucker_channels} ray channels, expected 6 for each "
             f"of the {autoencoder.temporal_stride} frames of a latent; pass the autoencoder that it was trained with."
         )
-    height, width = size
-    focal = 0.8 * max(height, width)
-    shift = told.get("inference_flow_shift", Schedule().shift)
-    return WorldConfig(
-        name=f"sana-wm-{chosen.variant}",
-        fps=FPS,
-        height=height,
-        width=width,
-        # camera.py counts pixels at their centres, so the middle of the frame lies half a pixel before size / 2.
-        intrinsics=(focal, focal, (width - 1) / 2, (height - 1) / 2),
-        variant=chosen.variant,
-        timesteps=TIMESTEPS.get(chosen.variant, (1000,)),
-        schedule=Schedule(shift=float(shift)),
-        units_per_metre=None,
-        denoiser=denoiser,
-        autoencoder=autoencoder,
-    )
+    shift = told.get("inference_flow_shift")
+    return world_config(chosen.variant, denoiser, autoencoder, size, None if shift is None else float(shift))
 
 
 def _told(chosen: _Chosen) -> dict[str, Any]:

@@ -119,7 +119,17 @@ def test_import_works_without_gymnasium() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["world", "bundle", "rooms", "actions", "training.stages", "evaluation.rooms", "benchmarks.rooms"]
+    "module",
+    [
+        "world",
+        "bundle",
+        "rooms",
+        "actions",
+        "training.stages",
+        "evaluation.rooms",
+        "benchmarks.rooms",
+        "benchmarks.sana_wm",
+    ],
 )
 def test_a_bare_gpu_machine_can_import(module: str) -> None:
     # What `PYTHONPATH=. python3 -m ...` may use there: torch, numpy, safetensors, triton, diffusers and Pillow.

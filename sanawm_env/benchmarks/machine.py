@@ -77,6 +77,11 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def allocated(device: torch.device) -> int | None:
+    """Bytes that tensors hold on the GPU now; None on a CPU, where torch keeps no such count."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else None
+
+
 def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

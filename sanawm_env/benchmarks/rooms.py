@@ -13,20 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from sanawm_env.benchmarks.machine import append_line, machine, peak_memory, percentiles, reset_peak, timed
+from sanawm_env.benchmarks.machine import append_line, machine, timed
+from sanawm_env.benchmarks.streaming import batch_tolerance, pictures, relative_difference, stream, turning_path
 from sanawm_env.bundle import load
 from sanawm_env.config import from_mapping, parse_overrides
 from sanawm_env.errors import BackendError, ConfigError, SanaWMError
 from sanawm_env.rooms import render, sample_scenes
 from sanawm_env.world import WorldModel, initial, step
 
-# Largest difference of one step's latents between a batch and a single world, relative to their size.
-BATCH_TOLERANCE = {("cpu", torch.float32): 0.0, ("cpu", torch.bfloat16): 0.0, ("cuda", torch.float32): 1e-5}
-LOW_PRECISION_TOLERANCE = 2e-2
 # Metres above the floor of a room, whose y axis points down.
 EYE_HEIGHT = 1.0
 
@@ -85,35 +81,6 @@ def run(config: BenchRooms, progress: Callable[[str], None] = print) -> dict[str
     return report
 
 
-def stream(model: WorldModel, batch: int, chunks: int, warmup: int, *, decode: bool = True) -> dict[str, Any]:
-    """Frames a second and latency of `world.step` for `batch` worlds in step, after `warmup` chunks.
-
-    With decode=False only latents are made, as a planner does. Latency is of one chunk, in milliseconds.
-    """
-    state, _ = initial(model, pictures(model, batch), seeds=list(range(batch)))
-    state = state if decode else state.plan()
-    frames = model.config.frames_per_chunk
-    path = turning_path(batch, frames * (warmup + chunks), model.config.fps)
-    seconds = []
-    reset_peak(model.device)
-    for k in range(warmup + chunks):
-
-        def advance(poses: Tensor = path[:, k * frames : (k + 1) * frames]) -> None:
-            nonlocal state
-            state, _ = step(model, state, poses, decode=decode)
-
-        seconds.append(timed(advance, model.device))
-    seconds = seconds[warmup:]
-    return {
-        "batch": batch,
-        "decode": decode,
-        "frames_per_second": round(batch * frames / statistics.median(seconds), 2),
-        "chunk_ms": percentiles(seconds),
-        "frames_per_chunk": frames,
-        "peak_memory_bytes": peak_memory(model.device),
-    }
-
-
 def ray_caster(model: WorldModel, frames: int, repeats: int) -> dict[str, Any]:
     """Frames a second of the ground truth at the model's size, pictures alone and with depth and instances.
 
@@ -143,32 +110,13 @@ def check_batch(model: WorldModel) -> None:
     for row in range(2):
         single, _ = initial(model, images[row : row + 1], seeds=[row])
         _, alone = step(model, single, poses[row : row + 1], decode=False)
-        size = alone.latents.abs().max()
-        difference = float((together.latents[row] - alone.latents[0]).abs().max() / size)
-        allowed = BATCH_TOLERANCE.get((model.device.type, model.dtype), LOW_PRECISION_TOLERANCE)
+        difference = relative_difference(together.latents[row], alone.latents[0])
+        allowed = batch_tolerance(model)
         if not difference <= allowed:
             raise BackendError(
                 f"world {row} of a batch differs from the same world alone by {difference:.1e}, allowed {allowed:.1e}; "
                 "nothing was timed. Run the tests of this machine first"
             )
-
-
-def pictures(model: WorldModel, batch: int) -> np.ndarray:
-    """First pictures [batch, H, W, 3]: smooth colours, different a world; speed does not depend on what they show."""
-    height, width = model.config.height, model.config.width
-    y, x = np.mgrid[:height, :width]
-    shown = [np.stack([x + 7 * i, y + 3 * i, x + y], -1) * 255 // (height + width + 7 * batch) for i in range(batch)]
-    return np.stack(shown).astype(np.uint8)
-
-
-def turning_path(batch: int, frames: int, fps: float) -> Tensor:
-    """Poses [batch, frames, 4, 4] of a camera on a circle, 0.3 m/s and 0.3 rad/s, the same for every world."""
-    angle = 0.3 * torch.arange(1, frames + 1, dtype=torch.float64) / fps
-    poses = torch.eye(4, dtype=torch.float64).repeat(frames, 1, 1)
-    poses[:, 0, 0], poses[:, 0, 2] = angle.cos(), -angle.sin()
-    poses[:, 2, 0], poses[:, 2, 2] = angle.sin(), angle.cos()
-    poses[:, 0, 3], poses[:, 2, 3] = angle.cos() - 1, angle.sin()
-    return poses.expand(batch, frames, 4, 4)
 
 
 def _sentence(row: dict[str, Any]) -> str:
