@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sanawm_env.cli import EvalRooms, compose
+from sanawm_env.cli import Convert, EvalRooms, compose
 from sanawm_env.config import from_mapping
 from sanawm_env.errors import ConfigError
 
@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 
 
 # What `run_stage` takes beside the fields of a stage's settings.
-STAGE_KEYS = {"device", "smoke", "autoencoder"}
+STAGE_KEYS = {"device", "smoke", "autoencoder", "start"}
 
 
 def config_classes() -> dict[str, type]:
@@ -29,6 +29,7 @@ def config_classes() -> dict[str, type]:
         "demo": DemoConfig,
         "eval_rooms": EvalRooms,
         "bench_rooms": BenchRooms,
+        "convert": Convert,
         "bench_sana_wm": BenchSanaWM,
         "train_rooms_autoencoder": AutoencoderTraining,
         "train_rooms_denoiser": DenoiserTraining,
@@ -55,6 +56,8 @@ def test_yaml_composes_and_builds(command: str) -> None:
     if command == "train_smoke":
         assert mapping == {"device": "cpu"}
         return
+    if command == "convert":
+        mapping |= {"source": "released", "target": "ours", "variant": "distilled"}  # which have no default
     if command.startswith("train_"):
         mapping = {key: value for key, value in mapping.items() if key not in STAGE_KEYS}
     from_mapping(config_classes()[command], mapping)

@@ -113,6 +113,14 @@ def test_import_is_fast_and_leaves_torch_alone() -> None:
     assert min(float(result[0]) for result in results) < IMPORT_SECONDS
 
 
+def test_no_public_name_is_hidden_by_a_module_of_that_name() -> None:
+    # Importing `sanawm_env.x` sets the attribute x of the package, and the name loaded on first use would be gone.
+    import sanawm_env
+
+    modules = {path.stem for path in Path(sanawm_env.__file__).parent.iterdir()}
+    assert not modules & set(sanawm_env.__all__) - {"errors"}
+
+
 def test_import_works_without_gymnasium() -> None:
     code = "import sys; sys.modules['gymnasium'] = None; import sanawm_env; print(sanawm_env.__name__)"
     assert python(code) == "sanawm_env"

@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKLLTX2Video, FlowMatchEulerDiscreteScheduler, SanaWMPipeline, SanaWMTransformer3DModel
 from PIL import Image
 
-from sanawm_env.errors import ConfigError, PoseError, SceneError
 from sanawm_env.clips import generate
+from sanawm_env.errors import ConfigError, PoseError, SceneError
 from sanawm_env.kernels.philox import normal
 from sanawm_env.model.chunks import clip_chunks
 from sanawm_env.model.clip_sampler import noise_levels, sample_clip

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.public_layouts import tiny_refiner
 
-from sanawm_env.errors import ConfigError, SceneError, StateError
 from sanawm_env.clips import generate, refine
+from sanawm_env.errors import ConfigError, SceneError, StateError
 from sanawm_env.kernels.philox import normal
 from sanawm_env.model.autoencoder import to_uint8
 from sanawm_env.model.config import WorldConfig, tiny_config
@@ -19,22 +20,7 @@ from sanawm_env.state import StepOutput, WorldState
 from sanawm_env.world import WorldModel, initial, step
 
 WORDS, CAPTION = 5, 12
-TRANSFORMER: dict[str, Any] = {
-    "in_channels": 8,
-    "out_channels": 8,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "cross_attention_dim": 32,
-    "num_layers": 2,
-    "caption_channels": CAPTION,
-    "audio_in_channels": 4,
-    "audio_out_channels": 4,
-    "audio_num_attention_heads": 1,
-    "audio_attention_head_dim": 16,
-    "audio_cross_attention_dim": 16,
-    "rope_type": "split",
-    "vae_scale_factors": (4, 8, 8),
-}
+TRANSFORMER = tiny_refiner(8, vae_scale_factors=(4, 8, 8))
 
 
 def refined(variant: str = "distilled", **changes: Any) -> WorldModel:

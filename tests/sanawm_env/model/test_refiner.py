@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.transformers import transformer_sana_wm_refiner as oracle
+from tests.public_layouts import tiny_refiner
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -22,22 +23,7 @@ from sanawm_env.model.refiner import Refiner, RefinerConfig, RefinerState
 
 GRID = (2, 3)
 CHANNELS, CAPTION, WORDS = 6, 12, 5
-# The inner width of 32 is no multiple of 6, as the released 4,096 is not: some lanes never rotate.
-TINY: dict[str, Any] = {
-    "in_channels": CHANNELS,
-    "out_channels": CHANNELS,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "cross_attention_dim": 32,
-    "num_layers": 2,
-    "caption_channels": CAPTION,
-    "audio_in_channels": 4,
-    "audio_out_channels": 4,
-    "audio_num_attention_heads": 1,
-    "audio_attention_head_dim": 16,
-    "audio_cross_attention_dim": 16,
-    "rope_type": "split",
-}
+TINY = tiny_refiner(CHANNELS)
 # Diffusers computes angles of up to theta radians in single precision, we in double: with the released theta the angles
 # of one minute differ by up to 4e-3 at the fastest lanes, which bounds the agreement. A small theta shows the rest.
 SLOW = {"rope_theta": 50.0}
@@ -60,9 +46,8 @@ def build(config: RefinerConfig | None = None, **changes: Any) -> Refiner:
     torch.manual_seed(0)
     refiner = Refiner(config or RefinerConfig(), TINY | changes).eval().requires_grad_(False)
     for name, weight in refiner.named_parameters():
-        if name.endswith(
-            "scale_shift_table"
-        ):  # shifts, scales and gates of order 1, so that every part of a layer counts
+        # Shifts, scales and gates of order 1, so that every part of a layer counts.
+        if name.endswith("scale_shift_table"):
             weight.copy_(torch.randn_like(weight))
     return refiner
 
