@@ -56,6 +56,7 @@ class Jpeg(ArrayBytesCodec):
         return chunk_spec.prototype.nd_buffer.from_numpy_array(picture.reshape(chunk_spec.shape))
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        # Zarr asks for this name where a size cannot be told before encoding; its shards then keep an index instead.
         raise NotImplementedError("the size of a JPEG picture depends on what it shows")
 
 

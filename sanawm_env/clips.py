@@ -17,8 +17,9 @@ from sanawm_env.model.autoencoder import to_uint8
 from sanawm_env.model.chunks import clip_chunks
 from sanawm_env.model.clip_sampler import sample_clip
 from sanawm_env.model.config import WorldConfig
+from sanawm_env.model.refiner import Refiner
 from sanawm_env.state import StepOutput, WorldState
-from sanawm_env.world import WorldModel, check_text, initial, step, told
+from sanawm_env.world import WorldModel, check_seeds, check_text, initial, refiner_text, step, told
 
 
 @torch.no_grad()
@@ -50,11 +51,11 @@ def generate(
     latents = _count_latents(model.config, path)
     check_rigid(path)
     state, opened = initial(model, images, seeds=seeds, poses=path[:, 0], intrinsics=intrinsics, text=text)
+    if model.config.variant == "distilled":
+        return _stepped(model, state, opened, path, noise, decode, progress)
     if noise is None:
         shape = (latents - 1, model.config.denoiser.in_channels, *model.config.grid)
         noise = normal(state.seed, state.chunk, 0, shape, device=model.device)
-    if model.config.variant == "distilled":
-        return _stepped(model, state, opened, path, noise, decode, progress)
     chunk = latents - 1 if model.config.variant == "bidirectional" else model.config.chunk_latents
     chunks = clip_chunks(latents, chunk)
     sampled = sample_clip(
@@ -68,7 +69,7 @@ def generate(
         interval=interval,
         progress=progress,
     )
-    refined = _refined(model, state, sampled) if decode and model.refiner is not None else None
+    refined = _refined(model, model.refiner, state.seed, state.text, sampled) if decode and model.refiner else None
     frames = _decoded(model, sampled if refined is None else refined) if decode else None
     return StepOutput(frames, sampled, path, refined)
 
@@ -92,33 +93,26 @@ def refine(
     if model.refiner is None:
         raise ConfigError("the model has no refiner; open it with one (sanawm_env.sana_wm.open_sana_wm(refiner=True)).")
     clip_chunks(latents.shape[1], _unit(model.config) // model.config.temporal_stride)
-    state = model.empty_state(latents.shape[0])
-    state.seed = torch.as_tensor(seeds, dtype=torch.int64).cpu()
-    state.text = check_text(model, state.text, text)
-    opening = state.refiner
-    assert opening is not None
-    told_text = (state.text["refiner_hidden"], state.text["refiner_mask"])
-    latents = latents.to(model.device)
-    state.refiner = model.refiner.open(opening, latents[:, :1], *told_text)
-    refined = _refined(model, state, latents)
+    batch = latents.shape[0]
+    told_text = check_text(model, model.empty_text(batch), text)
+    refined = _refined(model, model.refiner, check_seeds(seeds, batch), told_text, latents.to(model.device))
     return (_decoded(model, refined) if decode else None), refined
 
 
-def _refined(model: WorldModel, state: WorldState, latents: Tensor) -> Tensor:
+def _refined(model: WorldModel, refiner: Refiner, seed: Tensor, text: Mapping[str, Tensor], latents: Tensor) -> Tensor:
     """A bidirectional clip refined at once, the others block by block with the noise of their chunks, as their refiners
     were trained.
     """
-    assert model.refiner is not None and state.refiner is not None
-    text = (state.text["refiner_hidden"], state.text["refiner_mask"])
-    shape = tuple(latents.shape[2:])
+    reading, shape, first = refiner_text(text), tuple(latents.shape[2:]), torch.zeros_like(seed)
     if model.config.variant == "bidirectional":
-        noise = normal(state.seed, state.chunk, 1, (latents.shape[1] - 1, *shape), device=model.device)
-        return model.refiner.refine_clip(latents, noise, *text)
-    window, parts, count = state.refiner, [latents[:, :1]], model.config.chunk_latents
+        noise = normal(seed, first, 1, (latents.shape[1] - 1, *shape), device=model.device)
+        return refiner.refine_clip(latents, noise, *reading)
+    window = refiner.open(refiner.empty_state(latents.shape[0], model.config.grid), latents[:, :1], *reading)
+    parts, count = [latents[:, :1]], model.config.chunk_latents
     for chunk, block in enumerate(latents[:, 1:].split(count, dim=1)):
-        noise = normal(state.seed, state.chunk + chunk, 1, (count, *shape), device=model.device)
-        refined, window = model.refiner.refine(window, block, noise, *text)
-        parts.append(refined.to(latents.dtype))
+        noise = normal(seed, first + chunk, 1, (count, *shape), device=model.device)
+        refined, window = refiner.refine(window, block, noise, *reading)
+        parts.append(refined)
     return torch.cat(parts, dim=1)
 
 
@@ -140,18 +134,20 @@ def _stepped(
     state: WorldState,
     opened: StepOutput,
     path: Tensor,
-    noise: Tensor,
+    noise: Tensor | None,
     decode: bool,
     progress: Callable[[int, int], None],
 ) -> StepOutput:
-    """The clip of a distilled model: chunk after chunk through `world.step`, as an environment would run it."""
+    """The clip of a distilled model: chunk after chunk through `world.step`, each with the noise that an environment of
+    this seed would draw.
+    """
     outputs, count = [opened], model.config.frames_per_chunk
-    total = (path.shape[1] - 1) // count
-    for done, drawn in enumerate(noise.split(model.config.chunk_latents, dim=1)):
-        follow = path[:, 1 + done * count : 1 + (done + 1) * count]
-        state, output = step(model, state, follow, noise=drawn, decode=decode)
+    chunks = path[:, 1:].split(count, dim=1)
+    drawn = [None] * len(chunks) if noise is None else noise.split(model.config.chunk_latents, dim=1)
+    for done, (follow, draw) in enumerate(zip(chunks, drawn, strict=True)):
+        state, output = step(model, state, follow, noise=draw, decode=decode)
         outputs.append(output)
-        progress(done + 1, total)
+        progress(done + 1, len(chunks))
     frames = torch.cat([o.frames for o in outputs if o.frames is not None], dim=1) if decode else None
     refined = [o.refined for o in outputs if o.refined is not None]
     latents = torch.cat([o.latents for o in outputs], dim=1)

@@ -23,14 +23,13 @@ from sanawm_env import bundle
 from sanawm_env.benchmarks.machine import machine
 from sanawm_env.config import from_mapping
 from sanawm_env.kernels.backend import fused_obstacle, native_bf16
-from sanawm_env.model.autoencoder import Autoencoder, AutoencoderConfig
-from sanawm_env.model.config import DenoiserConfig, WorldConfig
+from sanawm_env.model.autoencoder import Autoencoder
+from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.public_keys import Variant
 from sanawm_env.model.refiner import Refiner, RefinerConfig
-from sanawm_env.pretrained import FPS, HUB_AUTOENCODER, SIZE, TIMESTEPS
+from sanawm_env.pretrained import HUB_AUTOENCODER, released_config
 from sanawm_env.sana_wm import REFINERS, STREAMING, TEXT_ENCODER
-from sanawm_env.scene import USUAL_FOCAL
 from sanawm_env.world import WorldModel
 
 BIDIRECTIONAL = HUB_AUTOENCODER["bidirectional"]
@@ -113,40 +112,6 @@ def examine(bench: Path = BENCH) -> dict[str, Any]:
         "fits": [row | _verdict(row["bytes"], free) for row in requirements()],
         "seconds_a_chunk": _speeds(bench),
     }
-
-
-def released_config(variant: Variant) -> WorldConfig:
-    """The released world of a variant as its checkpoint's shapes tell it (spec dit.md 1.1, rollout.md 4)."""
-    denoiser = DenoiserConfig(
-        window_chunks=2 if variant == "distilled" else None,
-        behaviour="diffusers" if variant == "bidirectional" else "nvlabs_train",
-    )
-    autoencoder = AutoencoderConfig(
-        latent_channels=128,
-        encoder_widths=(256, 512, 1024, 2048),
-        decoder_widths=(256, 512, 1024),
-        encoder_layers=(4, 6, 6, 2, 2),
-        decoder_layers=(5, 5, 5, 5),
-        upsample_factors=(2, 2, 2),
-        levels=("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
-        decoder_levels=("spatiotemporal",) * 3,
-        patch=4,
-        decoder_padding="reflect",
-    )
-    height, width = SIZE
-    focal = USUAL_FOCAL * max(SIZE)
-    return WorldConfig(
-        name=f"sana-wm-{variant}",
-        fps=FPS,
-        height=height,
-        width=width,
-        intrinsics=(focal, focal, (width - 1) / 2, (height - 1) / 2),
-        variant=variant,
-        timesteps=TIMESTEPS.get(variant, (1000,)),
-        units_per_metre=None,
-        denoiser=denoiser,
-        autoencoder=autoencoder,
-    )
 
 
 def requirements() -> list[dict[str, Any]]:

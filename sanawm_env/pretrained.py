@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ from sanawm_env.model.checkpoint import (
     shapes_of,
 )
 from sanawm_env.model.config import DenoiserConfig, Schedule, WorldConfig
+from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.public_keys import (
     STREAMING_ENTRY,
     Variant,
@@ -40,6 +42,7 @@ from sanawm_env.model.public_keys import (
     denoiser_names,
 )
 from sanawm_env.probe import check_camera
+from sanawm_env.scene import USUAL_FOCAL
 from sanawm_env.world import WorldModel
 
 FPS = 16.0
@@ -442,7 +445,7 @@ def world_config(
     shift: of the many-step sampler, the released one where None.
     """
     height, width = size
-    focal = 0.8 * max(height, width)
+    focal = USUAL_FOCAL * max(height, width)
     return WorldConfig(
         name=f"sana-wm-{variant}",
         fps=FPS,
@@ -457,6 +460,31 @@ def world_config(
         denoiser=denoiser,
         autoencoder=autoencoder,
     )
+
+
+def released_config(
+    variant: Variant,
+    shape: DenoiserConfig | None = None,
+    autoencoder: AutoencoderConfig | None = None,
+    size: tuple[int, int] = SIZE,
+) -> WorldConfig:
+    """The world of a released variant as the shapes of its checkpoint tell it, without a checkpoint (spec dit.md 1.1,
+    rollout.md 4).
+
+    shape, autoencoder, size: others in place of the released ones, to try out in miniature.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
+
+    if autoencoder is None:
+        # The released autoencoder is diffusers' class as it stands.
+        arguments = inspect.signature(AutoencoderKLLTX2Video).parameters.values()
+        given = {x.name: list(x.default) if isinstance(x.default, tuple) else x.default for x in arguments}
+        autoencoder = autoencoder_config(given)
+    shape = DenoiserConfig() if shape is None else shape
+    with torch.device("meta"):
+        shapes = shapes_of(Denoiser(shape))
+    denoiser = denoiser_config(shapes, {}, variant=variant, length=shape.caption_length)
+    return world_config(variant, denoiser, autoencoder, size)
 
 
 def _world_config(

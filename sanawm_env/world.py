@@ -130,14 +130,14 @@ def initial(
 
     images: uint8 [B, H, W, 3] RGB. seeds: [B], each world's noise. poses: [B, 4, 4] camera-to-world of the pictures
     in the caller's world (identity by default). intrinsics: [B, 4] in frame pixels (the bundle's by default).
-    horizon: frames after which an episode is cut. text: embedded prompts, hidden [B, L, C] and mask [B, L], for a
+    horizon: frames after which an episode is cut. text: embedded prompts as `WorldState.text` holds them, for a
     model that reads text. units: model units a metre (the bundle's by default). Returns the state and the first
     frame as the autoencoder shows it, frames [B, 1, H, W, 3]. Raises SceneError or PoseError.
     """
     pictures = _check_images(model.config, images)
     batch = pictures.shape[0]
     state = model.empty_state(batch)
-    state.seed = _per_world("seeds", _whole_numbers(seeds), batch, ())
+    state.seed = check_seeds(seeds, batch)
     if poses is not None:
         state.origin = check_rigid(_per_world("poses", torch.as_tensor(poses, dtype=torch.float64), batch, (4, 4)))
     state.pose = state.origin.clone()
@@ -196,7 +196,7 @@ def _open(model: WorldModel, state: WorldState, pictures: Tensor) -> tuple[World
     opened = replace(state, first_latent=latents[:, 0], decoder=cache)
     if model.refiner is not None and state.refiner is not None:
         # The first picture is the refiner's sink and stays as it is.
-        opened.refiner = model.refiner.open(state.refiner, latents, *_refiner_text(state))
+        opened.refiner = model.refiner.open(state.refiner, latents, *refiner_text(state.text))
     return opened, StepOutput(to_uint8(shown), latents, state.pose[:, None].clone())
 
 
@@ -222,7 +222,7 @@ def _advance(
         assert state.decoder is not None
         if model.refiner is not None and state.refiner is not None:
             draw = normal(state.seed, state.chunk, 1, tuple(new.shape[1:]), device=model.device)
-            refined, window = model.refiner.refine(state.refiner, new, draw, *_refiner_text(state))
+            refined, window = model.refiner.refine(state.refiner, new, draw, *refiner_text(state.text))
         shown = new if refined is None else refined
         pixels, cache = model.autoencoder.decode(shown.to(model.dtype), state.decoder)
         frames = to_uint8(pixels)
@@ -245,8 +245,9 @@ def _advance(
     return advanced, StepOutput(frames, new, path, refined)
 
 
-def _refiner_text(state: WorldState) -> tuple[Tensor, Tensor]:
-    return state.text["refiner_hidden"], state.text["refiner_mask"]
+def refiner_text(text: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What the refiner reads of `WorldState.text`."""
+    return text["refiner_hidden"], text["refiner_mask"]
 
 
 def told(model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid) -> Conditioning:
@@ -340,14 +341,15 @@ def check_text(model: WorldModel, empty: dict[str, Tensor], text: Mapping[str, T
     return {name: x.to(model.device, empty[name].dtype) for name, x in given.items()}
 
 
-def _whole_numbers(seeds: Sequence[int] | Tensor) -> Tensor:
+def check_seeds(seeds: Sequence[int] | Tensor, batch: int) -> Tensor:
+    """The seeds as int64 [B]. StateError unless they are whole numbers of 64 bits, one a world."""
     values = seeds.tolist() if isinstance(seeds, Tensor) else [*seeds]
     wrong = [seed for seed in values if int(seed) != seed or not -(2**63) <= seed < 2**63]
     if wrong:
         raise StateError(
             f"seeds hold {wrong[0]!r}, allowed are whole numbers of 64 bits; draw them with randrange(2**63)."
         )
-    return torch.tensor([int(seed) for seed in values], dtype=torch.int64)
+    return _per_world("seeds", torch.tensor([int(seed) for seed in values], dtype=torch.int64), batch, ())
 
 
 def _check_noise(config: WorldConfig, noise: Tensor, batch: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import inspect
 import json
 import sys
 import tempfile
@@ -49,14 +48,13 @@ from sanawm_env.config import from_mapping, parse_overrides
 from sanawm_env.errors import BackendError, ConfigError, SanaWMError
 from sanawm_env.model import causal_video
 from sanawm_env.model.autoencoder import Autoencoder
-from sanawm_env.model.checkpoint import shapes_of
 from sanawm_env.model.chunks import ChunkGrid, next_chunk
-from sanawm_env.model.config import DenoiserConfig, WorldConfig, tiny_config
+from sanawm_env.model.config import WorldConfig, tiny_config
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.initialise import randomise
-from sanawm_env.model.public_keys import RENAMED, Variant, autoencoder_config, denoiser_config
+from sanawm_env.model.public_keys import RENAMED, Variant
 from sanawm_env.model.refiner import Refiner, RefinerConfig
-from sanawm_env.pretrained import FPS, SIZE, world_config
+from sanawm_env.pretrained import FPS, released_config
 from sanawm_env.state import StepOutput, WorldState
 from sanawm_env.world import WorldModel, initial, step, told
 
@@ -249,24 +247,13 @@ def run(config: BenchSanaWM, progress: Callable[[str], None] = lambda line: prin
 
 def config_of(size: str, variant: Variant) -> WorldConfig:
     """The released configuration of a variant, or a tiny one with all its parts."""
-    from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
-
-    if size == "tiny":
-        tiny = tiny_config()
-        frame, autoencoder = (tiny.height, tiny.width), tiny.autoencoder
-        changes: dict[str, Any] = {"depth": 4, "cross_heads": 2, "chunk_latents": 3, "sink_span": None}
-        changes |= {"prediction": "velocity", "caption_channels": TINY_CAPTION, "caption_length": 8}
-        shape = replace(tiny.denoiser, **changes)
-    else:
-        # The released autoencoder is diffusers' class as it stands.
-        arguments = inspect.signature(AutoencoderKLLTX2Video).parameters.values()
-        given = {x.name: list(x.default) if isinstance(x.default, tuple) else x.default for x in arguments}
-        frame, autoencoder, shape = SIZE, autoencoder_config(given), DenoiserConfig()
-    with torch.device("meta"):
-        shapes = shapes_of(Denoiser(shape))
-    denoiser = denoiser_config(shapes, {}, variant=variant, length=shape.caption_length)
-    config = world_config(variant, denoiser, autoencoder, frame)
-    return replace(config, refiner_caption_length=8) if size == "tiny" else config
+    if size == "full":
+        return released_config(variant)
+    tiny = tiny_config()
+    changes: dict[str, Any] = {"depth": 4, "cross_heads": 2, "chunk_latents": 3, "sink_span": None}
+    changes |= {"prediction": "velocity", "caption_channels": TINY_CAPTION, "caption_length": 8}
+    config = released_config(variant, replace(tiny.denoiser, **changes), tiny.autoencoder, (tiny.height, tiny.width))
+    return replace(config, refiner_caption_length=8)
 
 
 def real_time_factors(rows: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ A block's memory is a dict of tensors with the batch first; `after` dicts carry 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +36,7 @@ class Geometry:
     still_rays: RayEncoding
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(nn.Module, ABC):
     """Parameters and output path that recurrent and softmax blocks share; subclasses say how tokens mix."""
 
     def __init__(self, config: DenoiserConfig) -> None:
@@ -63,11 +64,11 @@ class SelfAttention(nn.Module):
         gated = mixed.float() * functional.silu(self.output_gate(u).float())
         return self.proj(gated.to(u.dtype)), after
 
+    @abstractmethod
     def mix(
         self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
     ) -> tuple[Tensor, Tensor, Memory]:
         """Main and camera outputs [B, T, S, N, D] before their projections, and the memory after each chunk."""
-        raise NotImplementedError
 
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))

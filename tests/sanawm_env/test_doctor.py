@@ -20,6 +20,7 @@ from PIL import Image
 
 from sanawm_env import doctor
 from sanawm_env.model.autoencoder import Autoencoder
+from sanawm_env.pretrained import released_config
 from sanawm_env.scene import Scene, load_scene
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +152,7 @@ def gib(count: int) -> str:
 
 def test_the_configuration_is_that_of_the_released_autoencoder() -> None:
     with torch.device("meta"):
-        ours, theirs = Autoencoder(doctor.released_config("distilled").autoencoder).vae, AutoencoderKLLTX2Video()
+        ours, theirs = Autoencoder(released_config("distilled").autoencoder).vae, AutoencoderKLLTX2Video()
     shapes = [{name: x.shape for name, x in vae.state_dict().items()} for vae in (ours, theirs)]
     assert shapes[0] == shapes[1]
 
