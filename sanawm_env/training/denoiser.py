@@ -21,9 +21,9 @@ from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.chunks import ChunkGrid, clip_chunks
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.rooms import render, sample_scenes
-from sanawm_env.training.latents import ClipBank, Clips, ClipSource
+from sanawm_env.training.latents import ClipBank, ClipSource, Drawn
 from sanawm_env.training.loop import Log
-from sanawm_env.training.objective import Levels, imagined, mixture_loss, noised, streamed_loss
+from sanawm_env.training.objective import Levels, mixture_loss, streamed_loss
 from sanawm_env.training.paths import HELD_OUT_SEEDS, plan_paths
 from sanawm_env.training.ranks import Ranks
 from sanawm_env.training.run import Run
@@ -42,9 +42,9 @@ class DenoiserTraining:
     latents, long_latents: latent frames of the clips, and of those in the last `long_share` of the schedule (batch
     cut in proportion). bank, source_batch, fresh_every, workers: clips kept on the device, clips rendered at once,
     steps between refreshes, planning processes. mixture_share: share of steps on the timestep mixture.
-    context_noise: largest share of noise mixed into the history. imagined_share: share of steps, from
-    `imagined_from` of the schedule on, whose history is what the model itself sees after 1 to `imagined_passes`
-    rounds.
+    context_noise: largest share of noise mixed into the history. imagined_from: share of the schedule after which
+    the history of a clip is what the model saw of it when it was drawn before, the clip itself until then; with
+    `fresh_every` a clip is drawn batch x fresh_every / source_batch times, and so deep a rollout it becomes.
     """
 
     out: Path
@@ -65,9 +65,7 @@ class DenoiserTraining:
     ema: float = 0.999
     mixture_share: float = 0.08
     context_noise: float = 0.15
-    imagined_share: float = 0.5
     imagined_from: float = 0.4
-    imagined_passes: int = 2
     levels: Levels = Levels()
     first_seed: int = 100_000_000
     seed: int = 0
@@ -109,7 +107,7 @@ class DenoiserStage:
                 weight = channel_weights(self.autoencoder, bank.draw(4).latents)
             if run.step % settings.fresh_every == 0:
                 bank.refresh()
-            loss, norm = self._step(bank.draw(self._batch(is_long)), weight)
+            loss, norm = self._step(bank, bank.draw(self._batch(is_long)), weight)
             if not self.ranks.is_first:
                 continue
             log(run.step, run.progress, loss=loss, norm=norm)
@@ -160,29 +158,26 @@ class DenoiserStage:
         source = ClipSource(self.world, self.autoencoder, planner, self.device)
         return ClipBank(source, settings.bank // (2 if is_long else 1))
 
-    def _step(self, clips: Clips, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, bank: ClipBank, clips: Drawn, weight: Tensor) -> tuple[Tensor, Tensor]:
         chunks = clip_chunks(clips.latents.shape[1], self.world.chunk_latents)
         with self.run.autocast():
-            loss = self._loss(clips.latents, self._given(clips), chunks, weight)
+            loss, history = self._loss(clips, chunks, weight)
+        if self.run.progress >= self.settings.imagined_from:
+            bank.remember(clips.rows, history)
         return loss.detach(), self.run.descend(loss)
 
-    def _loss(self, clean: Tensor, given: Conditioning, chunks: ChunkGrid, weight: Tensor) -> Tensor:
-        settings = self.settings
-        choice = random.Random(self.run.step)  # the same on every rank, so that none waits for another's longer step
-        if choice.random() < settings.mixture_share:
+    def _loss(self, clips: Drawn, chunks: ChunkGrid, weight: Tensor) -> tuple[Tensor, Tensor]:
+        settings, clean, given = self.settings, clips.latents, self._given(clips)
+        # The same choice on every rank, so that none waits for another's longer step.
+        if random.Random(self.run.step).random() < settings.mixture_share:
             dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
             memory = self.denoiser.memory(clean.shape[0], self.world.grid, device=self.device, dtype=dtype)
-            return mixture_loss(self.denoiser, clean, given, chunks, memory, settings.levels, weight)
-        history = clean
-        if self.run.progress > settings.imagined_from and choice.random() < settings.imagined_share:
-            for _ in range(choice.randint(1, settings.imagined_passes)):
-                history = imagined(self.denoiser, clean, history, given, chunks)
-        amount = settings.context_noise * torch.rand(clean.shape[0], 1, device=clean.device) * 1000
-        level = amount.expand(-1, clean.shape[1]).clone()
-        level[:, 0] = 0
-        return streamed_loss(self.denoiser, clean, noised(history, level), given, chunks, settings.levels, weight)
+            loss = mixture_loss(self.denoiser, clean, given, chunks, memory, settings.levels, weight)
+            return loss, clips.history
+        noise = settings.context_noise
+        return streamed_loss(self.denoiser, clean, clips.history, given, chunks, settings.levels, weight, noise)
 
-    def _given(self, clips: Clips) -> Conditioning:
+    def _given(self, clips: Drawn) -> Conditioning:
         batch, latents = clips.latents.shape[:2]
         return condition(
             clips.poses,

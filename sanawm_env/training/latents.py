@@ -22,6 +22,16 @@ class Clips:
     poses: Tensor
 
 
+@dataclass
+class Drawn(Clips):
+    """Clips of a bank. history: [B, T, channels, h, w], what the model itself saw of them, as far as it was remembered.
+    rows: [B], their places in the bank.
+    """
+
+    history: Tensor
+    rows: Tensor
+
+
 class ClipSource:
     """Freshly rendered and encoded clips along the trajectories of `planner`."""
 
@@ -45,12 +55,15 @@ class ClipSource:
 
 
 class ClipBank:
-    """A fixed number of clips from which batches are drawn; `refresh` replaces the oldest."""
+    """A fixed number of clips from which batches are drawn; `refresh` replaces the oldest, `remember` keeps what the
+    model saw of those that were drawn.
+    """
 
     def __init__(self, source: ClipSource, size: int) -> None:
         self.source = source
         first = source.clips()
         self.latents = first.latents.new_empty(size, *first.latents.shape[1:])
+        self.history = torch.empty_like(self.latents)
         self.poses = first.poses.new_empty(size, *first.poses.shape[1:])
         self.oldest = 0
         for start in range(0, size, source.planner.batch):
@@ -59,12 +72,17 @@ class ClipBank:
     def _put(self, clips: Clips) -> None:
         count, size = clips.latents.shape[0], self.latents.shape[0]
         slots = torch.arange(self.oldest, self.oldest + count, device=self.latents.device) % size
-        self.latents[slots], self.poses[slots] = clips.latents, clips.poses
+        self.latents[slots], self.history[slots], self.poses[slots] = clips.latents, clips.latents, clips.poses
         self.oldest = (self.oldest + count) % size
 
     def refresh(self) -> None:
         self._put(self.source.clips())
 
-    def draw(self, batch: int) -> Clips:
-        rows = torch.randint(self.latents.shape[0], (batch,), device=self.latents.device)
-        return Clips(self.latents[rows].float(), self.poses[rows])
+    def draw(self, batch: int) -> Drawn:
+        # Without repetition: a clip drawn twice would be remembered in one of two ways.
+        rows = torch.randperm(self.latents.shape[0], device=self.latents.device)[:batch]
+        return Drawn(self.latents[rows].float(), self.poses[rows], self.history[rows].float(), rows)
+
+    def remember(self, rows: Tensor, history: Tensor) -> None:
+        """Histories [B, T, channels, h, w] of the clips at `rows`."""
+        self.history[rows] = history.to(self.history)

@@ -3,8 +3,9 @@ levels.
 
 The streamed objective runs the clip once at noise level 0 and collects the memory that each chunk would find at run
 time; then all chunks are denoised at once, each from its own memory, exactly as `world.step` does. Gradients flow
-through the memory. The mixture objective is the chunk-causal fine-tuning of SANA-WM (spec training.md 3.1). Letters: B
-clips, T latents, K chunks, n latents a chunk.
+through the memory. What it predicts from pure noise is what a rollout would show, and so the history of the clip's next
+round: after k rounds the first k chunks are those of a real rollout, at no extra cost. The mixture objective is the
+chunk-causal fine-tuning of SANA-WM (spec training.md 3.1). Letters: B clips, T latents, K chunks, n latents a chunk.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from sanawm_env.conditioning import Conditioning
 from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.feed_forward import Memory
+
+ERROR_FLOOR = 0.01  # squared error of a token below which the loss acts like a plain square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +53,43 @@ def streamed_loss(
     chunks: ChunkGrid,
     levels: Levels,
     weight: Tensor,
-) -> Tensor:
-    """Mean squared error of the clean prediction of every chunk, each reading the memory of `history`.
+    noise: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Mean `_error` of the clean prediction of every chunk, each reading the memory of `history`; and the clip as the
+    model saw it where it started from pure noise, the history elsewhere: the history of the clip's next round.
 
     clean, history: [B, T, channels, h, w], the target and what earlier chunks are taken to be. weight: [channels].
+    noise: largest share of noise mixed into the history.
     """
-    error, _ = _streamed(denoiser, clean, history, given, chunks, levels, weight)
-    return error
+    batch, first, n = clean.shape[0], chunks.lengths[0], chunks.lengths[-1]
+    grid = (clean.shape[-2], clean.shape[-1])
+    empty = denoiser.memory(batch, grid, device=clean.device, dtype=_memory_dtype(denoiser, clean.device))
+    quiet = torch.zeros(clean.shape[:2], device=clean.device)
+    _, after = denoiser(_roughened(history, noise), quiet, given, chunks, empty, collect=True)
 
-
-@torch.no_grad()
-def imagined(denoiser: Denoiser, clean: Tensor, history: Tensor, given: Conditioning, chunks: ChunkGrid) -> Tensor:
-    """The clip as the model itself sees it in one step from pure noise, given `history`; latent 0 stays the true
-    one.
-    """
-    ones = torch.ones(clean.shape[2], device=clean.device)
-    _, seen = _streamed(denoiser, clean, history, given, chunks, Levels(full_share=1.0), ones)
-    return torch.cat([clean[:, :1], seen], dim=1)
+    level = levels.draw((batch, len(chunks.lengths)), clean.device)
+    opening = level[:, :1].expand(-1, first).clone()
+    opening[:, 0] = 0
+    seen_first = denoiser.predict_clean(
+        noised(clean[:, :first], opening), opening, given.frames(0, first), ChunkGrid((first,), opening=True), empty
+    )
+    later = level[:, 1:].transpose(0, 1).reshape(-1, 1).expand(-1, n)
+    target = _rows(clean, first, n)
+    memory = [{name: x[:, :-1].transpose(0, 1).flatten(0, 1) for name, x in block.items()} for block in after]
+    rows = Conditioning(**{name: _rows(x, first, n) for name, x in given.tensors().items()})
+    seen_later = denoiser.predict_clean(
+        noised(target, later), later, rows, _later_grid(denoiser, chunks, batch), memory
+    )
+    error = torch.cat(
+        [
+            _error(seen_first, clean[:, :first], weight)[:, 1:].flatten(0, 1),
+            _error(seen_later, target, weight).flatten(0, 1),
+        ]
+    )
+    unfolded = seen_later.unflatten(0, (-1, batch)).transpose(0, 1).flatten(1, 2)
+    seen = torch.cat([seen_first, unfolded], dim=1).detach()
+    at_full = torch.cat([opening, level[:, 1:].repeat_interleave(n, dim=1)], dim=1) == 1000
+    return error.mean(), torch.where(at_full[:, :, None, None, None], seen.to(history), history)
 
 
 def mixture_loss(
@@ -78,12 +101,12 @@ def mixture_loss(
     levels: Levels,
     weight: Tensor,
 ) -> Tensor:
-    """Mean squared error over one pass of the whole clip, its chunks at the noise levels of the timestep mixture."""
+    """Mean `_error` over one pass of the whole clip, its chunks at the noise levels of the timestep mixture."""
     level = chunk_mixture(clean.shape[0], len(chunks.lengths), clean.device, levels)
     level = torch.cat([level[:, [k]].expand(-1, n) for k, n in enumerate(chunks.lengths)], dim=1).clone()
     level[:, 0] = 0
     seen = denoiser.predict_clean(noised(clean, level), level, given, chunks, memory)
-    error = _error(seen, clean, weight).mean((2, 3, 4))
+    error = _error(seen, clean, weight).mean((2, 3))
     return (error * (level > 0)).sum() / (level > 0).sum().clamp_min(1)
 
 
@@ -110,46 +133,22 @@ def chunk_mixture(batch: int, chunks: int, device: torch.device, levels: Levels)
     return torch.where(clean, 0.0, level)
 
 
-def _streamed(
-    denoiser: Denoiser,
-    clean: Tensor,
-    history: Tensor,
-    given: Conditioning,
-    chunks: ChunkGrid,
-    levels: Levels,
-    weight: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Loss, and the clean prediction of latents 1 .. T - 1."""
-    batch, first, n = clean.shape[0], chunks.lengths[0], chunks.lengths[-1]
-    grid = (clean.shape[-2], clean.shape[-1])
-    empty = denoiser.memory(batch, grid, device=clean.device, dtype=_memory_dtype(denoiser, clean.device))
-    _, after = denoiser(history, torch.zeros(clean.shape[:2], device=clean.device), given, chunks, empty, collect=True)
-
-    level = levels.draw((batch, len(chunks.lengths)), clean.device)
-    opening = level[:, :1].expand(-1, first).clone()
-    opening[:, 0] = 0
-    seen_first = denoiser.predict_clean(
-        noised(clean[:, :first], opening), opening, given.frames(0, first), ChunkGrid((first,), opening=True), empty
-    )
-    later = level[:, 1:].transpose(0, 1).reshape(-1, 1).expand(-1, n)
-    target = _rows(clean, first, n)
-    memory = [{name: x[:, :-1].transpose(0, 1).flatten(0, 1) for name, x in block.items()} for block in after]
-    rows = Conditioning(**{name: _rows(x, first, n) for name, x in given.tensors().items()})
-    seen_later = denoiser.predict_clean(
-        noised(target, later), later, rows, _later_grid(denoiser, chunks, batch), memory
-    )
-    error = torch.cat(
-        [
-            _error(seen_first, clean[:, :first], weight)[:, 1:].flatten(0, 1),
-            _error(seen_later, target, weight).flatten(0, 1),
-        ]
-    )
-    unfolded = seen_later.unflatten(0, (-1, batch)).transpose(0, 1).flatten(1, 2)
-    return error.mean(), torch.cat([seen_first[:, 1:], unfolded], dim=1)
+def _roughened(history: Tensor, noise: float) -> Tensor:
+    """The history with up to a share `noise` of noise, one share a clip; the first latent as it is."""
+    if noise == 0:
+        return history
+    level = (1000 * noise * torch.rand(history.shape[0], 1, device=history.device)).repeat(1, history.shape[1])
+    level[:, 0] = 0
+    return noised(history, level)
 
 
 def _error(seen: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
-    return (seen.float() - clean.float()).square() * weight[:, None, None]
+    """Root of the weighted mean square over the channels of each token, [B, T, h, w].
+
+    Squares alone would be dominated by what no history shows and nobody can predict.
+    """
+    square = ((seen.float() - clean.float()).square() * weight[:, None, None]).mean(2)
+    return (square + ERROR_FLOOR).sqrt()
 
 
 def _rows(x: Tensor, first: int, n: int) -> Tensor:

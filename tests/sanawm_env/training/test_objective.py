@@ -9,7 +9,7 @@ from sanawm_env.model.chunks import ChunkGrid, clip_chunks, next_chunk
 from sanawm_env.model.config import tiny_config
 from sanawm_env.model.denoiser import Denoiser, last_memory
 from sanawm_env.model.initialise import initialise, randomise
-from sanawm_env.training.objective import Levels, chunk_mixture, imagined, mixture_loss, streamed_loss
+from sanawm_env.training.objective import Levels, chunk_mixture, mixture_loss, streamed_loss
 
 CONFIG = tiny_config().denoiser
 GRID = (4, 5)
@@ -46,7 +46,9 @@ def test_streamed_objective_sees_what_streaming_sees() -> None:
     clean, given, chunks = clip()
     history = clean + 0.1 * torch.randn_like(clean)
     torch.manual_seed(5)
-    seen = imagined(denoiser, clean, history, given, chunks)
+    ones = torch.ones(CONFIG.in_channels)
+    _, seen = streamed_loss(denoiser, clean, history, given, chunks, Levels(full_share=1.0), ones)
+    assert torch.equal(seen[:, 0], history[:, 0])
     torch.manual_seed(5)
     Levels(full_share=1.0).draw((2, len(chunks.lengths)), clean.device)
     noise = torch.cat(
@@ -67,11 +69,25 @@ def test_streamed_objective_sees_what_streaming_sees() -> None:
         )
 
 
+def test_only_what_started_from_pure_noise_becomes_history() -> None:
+    denoiser = Denoiser(CONFIG).requires_grad_(False)
+    randomise(denoiser, torch.Generator().manual_seed(0))
+    clean, given, chunks = clip()
+    history = clean + 0.1 * torch.randn_like(clean)
+    ones = torch.ones(CONFIG.in_channels)
+    for noise in (0.0, 0.2):
+        _, kept = streamed_loss(denoiser, clean, history, given, chunks, Levels(full_share=0.0), ones, noise)
+        assert torch.equal(kept, history)
+    _, seen = streamed_loss(denoiser, clean, history, given, chunks, Levels(full_share=1.0), ones)
+    assert torch.equal(seen[:, 0], history[:, 0]) and not bool((seen[:, 1:] == history[:, 1:]).any())
+
+
 def test_gradients_reach_every_used_weight() -> None:
     denoiser = Denoiser(CONFIG)
     randomise(denoiser, torch.Generator().manual_seed(0))
     clean, given, chunks = clip()
-    streamed_loss(denoiser, clean, clean, given, chunks, Levels(), torch.ones(CONFIG.in_channels)).backward()
+    loss, _ = streamed_loss(denoiser, clean, clean, given, chunks, Levels(), torch.ones(CONFIG.in_channels))
+    loss.backward()
     silent = {name for name, p in denoiser.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)}
     unused = (
         "raymap_embedder",
@@ -90,7 +106,7 @@ def test_a_fresh_model_learns_to_copy_a_still_clip() -> None:
     optimiser = torch.optim.AdamW(denoiser.parameters(), lr=3e-3)
     losses = []
     for _ in range(60):
-        loss = streamed_loss(denoiser, clean, clean, given, chunks, Levels(), torch.ones(CONFIG.in_channels))
+        loss, _ = streamed_loss(denoiser, clean, clean, given, chunks, Levels(), torch.ones(CONFIG.in_channels))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
