@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sanawm_env.kernels.frame_gates import frame_gates
 from sanawm_env.kernels.gated_delta import gated_delta, normalised_gated_delta
 from sanawm_env.model.chunks import ChunkGrid, masked
 from sanawm_env.model.config import DenoiserConfig
@@ -113,15 +114,18 @@ class GatedDeltaAttention(SelfAttention):
     def mix(
         self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
     ) -> tuple[Tensor, Tensor, Memory]:
-        beta = torch.sigmoid(self.beta_proj(u).float())
-        decay = self._decay(u)
+        beta, decay = frame_gates(
+            u,
+            self.beta_proj.weight,
+            self.beta_proj.bias,
+            self.gate_proj.weight,
+            self.gate_proj.bias,
+            self.A_log,
+            self.dt_bias,
+        )
         main, after = self._main(u, beta, decay, geometry, chunks, memory, collect=collect)
         camera, camera_after = self._camera(u, beta, decay, geometry, chunks, memory, collect=collect)
         return main, camera, after | camera_after
-
-    def _decay(self, u: Tensor) -> Tensor:
-        step = functional.softplus(self.gate_proj(u.mean(dim=2)).float() + self.dt_bias.float())
-        return torch.exp(-self.A_log.float().exp() * step)
 
     def _main(
         self,
