@@ -190,7 +190,8 @@ def step(
 def _open(model: WorldModel, state: WorldState, pictures: Tensor) -> tuple[WorldState, StepOutput]:
     """`initial` once every world has its seed and pose."""
     pixels = pictures.to(model.device).permute(0, 3, 1, 2)[:, :, None].to(model.dtype) / 127.5 - 1
-    latents = model.autoencoder.encode(pixels).float()
+    # World by world: on a GPU convolutions round by how many pictures share a call.
+    latents = torch.cat([model.autoencoder.encode(one) for one in pixels.split(1)])
     assert state.decoder is not None
     shown, cache = model.autoencoder.decode(latents.to(model.dtype), state.decoder)
     opened = replace(state, first_latent=latents[:, 0], decoder=cache)

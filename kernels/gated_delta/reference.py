@@ -62,7 +62,12 @@ def gated_delta(
         q, k, v, weighted = (_frames_first(x) for x in (q, k, v, k * beta[..., None]))
         gram, write = (torch.bmm(weighted.transpose(1, 2), x).unflatten(0, frames) for x in (k, v))
         read, after = delta_scan(gram, write, decay.float(), state.float(), chunks)
-        return torch.bmm(q, read.flatten(0, 2)).unflatten(0, frames).transpose(2, 3), after
+        return _read_out(q, read.flatten(0, 2)).unflatten(0, frames).transpose(2, 3), after
+
+
+def _read_out(q: Tensor, read: Tensor) -> Tensor:
+    # A matrix times a single column is summed in another order in another batch; a dot product a token is not.
+    return (q * read.transpose(1, 2)).sum(-1, keepdim=True) if read.shape[-1] == 1 else torch.bmm(q, read)
 
 
 def _frames_first(x: Tensor) -> Tensor:
