@@ -60,14 +60,14 @@ def gated_delta(
     with torch.autocast(q.device.type, enabled=False):
         frames = (*q.shape[:2], q.shape[3])
         q, k, v, weighted = (_frames_first(x) for x in (q, k, v, k * beta[..., None]))
-        gram, write = (torch.bmm(weighted.transpose(1, 2), x).unflatten(0, frames) for x in (k, v))
+        gram, write = (_product(weighted.transpose(1, 2), x).unflatten(0, frames) for x in (k, v))
         read, after = delta_scan(gram, write, decay.float(), state.float(), chunks)
-        return _read_out(q, read.flatten(0, 2)).unflatten(0, frames).transpose(2, 3), after
+        return _product(q, read.flatten(0, 2)).unflatten(0, frames).transpose(2, 3), after
 
 
-def _read_out(q: Tensor, read: Tensor) -> Tensor:
-    # A matrix times a single column is summed in another order in another batch; a dot product a token is not.
-    return (q * read.transpose(1, 2)).sum(-1, keepdim=True) if read.shape[-1] == 1 else torch.bmm(q, read)
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    # A matrix times a single column is summed in another order in another batch; plain sums of its rows are not.
+    return (x * y.transpose(1, 2)).sum(-1, keepdim=True) if y.shape[-1] == 1 else torch.bmm(x, y)
 
 
 def _frames_first(x: Tensor) -> Tensor:

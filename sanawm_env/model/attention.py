@@ -21,6 +21,8 @@ from sanawm_env.model.embeddings import RayEncoding, RMSNorm, Rotation, downscal
 from sanawm_env.model.feed_forward import Memory
 from sanawm_env.model.window import WindowReader
 
+WARP = 32  # threads that add side by side on a GPU
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -248,4 +250,16 @@ def _tails(x: Tensor, tail: Tensor, chunks: ChunkGrid) -> Tensor:
 def _inflation(seen: Tensor, plain: Tensor) -> Tensor:
     """Mean over a frame's tokens of how much the ray transform stretched the squared keys, [B, T, 1, N]."""
     stretched, before = (torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-6) for x in (seen, plain))
-    return (stretched / before).square().mean(dim=2, keepdim=True)
+    return _token_mean((stretched / before).square())
+
+
+def _token_mean(x: Tensor) -> Tensor:
+    """Mean of x [B, T, S, N] over S, [B, T, 1, N]; on a GPU too its order of additions is the same in any batch.
+
+    Torch orders a long sum by how many there are; one that fits a warp has one order.
+    """
+    tokens = x.shape[2]
+    x = x.transpose(2, 3)
+    while x.shape[-1] > 1:
+        x = functional.pad(x, (0, -x.shape[-1] % WARP)).unflatten(-1, (-1, WARP)).contiguous().sum(-1)
+    return x.transpose(2, 3) / tokens
