@@ -38,7 +38,7 @@ def delta_scan(
 def _advance(state: Tensor, gram: Tensor, write: Tensor, decay: Tensor) -> Tensor:
     # Decay multiplies the old state before the delta update; what is written is not decayed.
     kept = decay * state
-    return kept - gram @ kept + write
+    return kept - _product(gram, kept) + write
 
 
 def _chunk_ends(chunks: tuple[int, ...]) -> list[int]:
@@ -67,7 +67,7 @@ def gated_delta(
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
     # A matrix times a single column is summed in another order in another batch; plain sums of its rows are not.
-    return (x * y.transpose(1, 2)).sum(-1, keepdim=True) if y.shape[-1] == 1 else torch.bmm(x, y)
+    return (x * y.transpose(-1, -2)).sum(-1, keepdim=True) if y.shape[-1] == 1 else x @ y
 
 
 def _frames_first(x: Tensor) -> Tensor:
