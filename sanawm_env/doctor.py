@@ -27,7 +27,8 @@ from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.public_keys import Variant
-from sanawm_env.model.refiner import Refiner, RefinerConfig
+from sanawm_env.model.refiner import Refiner
+from sanawm_env.model.refiner_state import RefinerConfig
 from sanawm_env.pretrained import HUB_AUTOENCODER, released_config
 from sanawm_env.sana_wm import REFINERS, STREAMING, TEXT_ENCODER
 from sanawm_env.world import WorldModel

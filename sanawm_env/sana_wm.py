@@ -13,7 +13,8 @@ from sanawm_env.env import SanaWMEnv
 from sanawm_env.errors import BundleError, ConfigError, SceneError, StorageError
 from sanawm_env.model.lora import merge_lora, read_lora
 from sanawm_env.model.public_keys import Variant
-from sanawm_env.model.refiner import Refiner, RefinerConfig
+from sanawm_env.model.refiner import Refiner
+from sanawm_env.model.refiner_state import RefinerConfig
 from sanawm_env.pretrained import SIZE, from_pretrained, plan
 from sanawm_env.prompts import PromptReader, refiner_source, stage1_source
 from sanawm_env.scene import Scene, load_scene, prepare_image
