@@ -142,6 +142,18 @@ def convert(
     return bundle.save(target, model, provenance, bits=16, replace=replace, shard_bytes=SHARD_BYTES, licence=licence)
 
 
+def open_saved(folder: Path) -> tuple[dict[str, Any], StoredWeights]:
+    """config.json and weights of a module as diffusers saves it in a folder. BundleError: one is missing or damaged."""
+    place = _folder(folder, str(folder), None)
+    weights = _weights_in(place, "")
+    if "config.json" not in place.sizes or not weights:
+        raise BundleError(
+            f"{folder} holds {listed(sorted(place.sizes)) or 'no files'}, expected config.json and *.safetensors; copy "
+            "or download it again."
+        )
+    return _read_mapping(place.path("config.json")), open_safetensors(place.path(name) for name in weights)
+
+
 @dataclass(frozen=True)
 class _Place:
     """Files at hand or to be had: sizes by name, and the path of each, downloaded first where it must be.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sanawm_env.bundle import Precision
 from sanawm_env.env import SanaWMEnv
 from sanawm_env.errors import BundleError, ConfigError, SceneError, StorageError
+from sanawm_env.model.checkpoint import differences, fill, shapes_of
 from sanawm_env.model.lora import merge_lora, read_lora
 from sanawm_env.model.public_keys import Variant
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.refiner_state import RefinerConfig
-from sanawm_env.pretrained import SIZE, from_pretrained, plan
+from sanawm_env.pretrained import SIZE, from_pretrained, open_saved, plan
 from sanawm_env.prompts import PromptReader, refiner_source, stage1_source
 from sanawm_env.scene import Scene, load_scene, prepare_image
 from sanawm_env.text import PromptCache
@@ -141,26 +143,17 @@ def load_refiner(folder: str | Path, model: WorldModel, *, lora: str | Path | No
     """The refiner whose transformer diffusers has saved in `folder`, for the worlds of `model`, beside its weights.
 
     lora: a file of low-rank weights that are kept apart, merged on loading. BundleError lists tensors that are missing,
-    unexpected or of a wrong shape.
+    unexpected or of a wrong shape, those of the audio half included, though it is never read.
     """
     from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
 
-    try:
-        transformer, found = SanaWMLTX2RefinerTransformer3DModel.from_pretrained(
-            str(folder),
-            torch_dtype=model.dtype,
-            output_loading_info=True,
-            local_files_only=True,
-            # Without accelerate diffusers needs the weights twice for a moment, and says so at length.
-            low_cpu_mem_usage=find_spec("accelerate") is not None,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise BundleError(f"refiner {folder} cannot be loaded ({reason:.300}); download it again.") from error
-    wrong = {kind: sorted(map(str, found[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(wrong.values()):
-        told = "; ".join(f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in wrong.items() if names)
-        raise BundleError(f"refiner {folder} does not fit its config ({told}); download it again.")
+    told, stored = open_saved(Path(folder))
+    with torch.device("meta"):
+        transformer = SanaWMLTX2RefinerTransformer3DModel.from_config(told)
+    wrong = differences(shapes_of(transformer), stored.shapes)
+    if wrong:
+        raise BundleError(f"refiner {folder} does not fit its config ({wrong}); download it again.")
+    whole = dict(transformer.named_modules())
     world = model.config
     config = RefinerConfig(
         block_latents=world.chunk_latents,
@@ -168,9 +161,14 @@ def load_refiner(folder: str | Path, model: WorldModel, *, lora: str | Path | No
         temporal_stride=world.temporal_stride,
         spatial_stride=world.spatial_stride,
     )
+    refiner = Refiner(config, transformer)
+    # Only now is anything read, and nothing of the audio half, which the refiner has dropped.
+    fill(refiner.transformer, stored.read, model.device, model.dtype)
     if lora is not None:
-        merge_lora(transformer, read_lora(lora))
-    return Refiner(config, transformer.to(model.device))
+        merge_lora(
+            refiner.transformer, read_lora(lora), dropped=whole.keys() - dict(transformer.named_modules()).keys()
+        )
+    return refiner
 
 
 def _find_refiner(source: str | Path, variant: Variant, revision: str | None) -> tuple[Path, Path]:

@@ -26,6 +26,7 @@ from sanawm_env.model.refiner_layers import (
     Reading,
     Rotation,
     Window,
+    keep_video_half,
     rotation_at,
     run_block,
     text_bias,
@@ -38,7 +39,8 @@ class Refiner(nn.Module):
     """LTX-2's video transformer as a refiner.
 
     transformer: diffusers' `SanaWMLTX2RefinerTransformer3DModel`, or the dict of its config.json, from which one with
-    random weights is built. Raises ConfigError for a transformer of another kind or with parts that refining lacks.
+    random weights is built. It is taken over, and its audio half, which refining never runs, is dropped. Raises
+    ConfigError for a transformer of another kind or with parts that refining lacks.
 
     All methods take latents [B, T, C, h, w] as the denoiser gives them, standard normal noise of the refined frames'
     shape, drawn by the caller, text [B, L, caption_channels] as LTX-2's connectors give it and its mask [B, L] (1 for a
@@ -61,6 +63,7 @@ class Refiner(nn.Module):
         self.config = config
         self.transformer: Any = transformer
         self._check_transformer()
+        keep_video_half(transformer)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLLTX2Video
-from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
 from PIL import Image
 
 from sanawm_env import doctor
 from sanawm_env.model.autoencoder import Autoencoder
+from sanawm_env.model.refiner import Refiner
+from sanawm_env.model.refiner_state import RefinerConfig
 from sanawm_env.pretrained import released_config
 from sanawm_env.scene import Scene, load_scene
 
@@ -91,7 +92,7 @@ def test_the_cache_is_counted_by_part(found: dict[str, Any], cache: Path) -> Non
 def test_bytes_are_those_of_the_modules(found: dict[str, Any]) -> None:
     count = {(row["world"], row["refiner"], row["precision"]): row["bytes"] for row in found["fits"]}
     with torch.device("meta"):
-        autoencoder, refiner = AutoencoderKLLTX2Video(), SanaWMLTX2RefinerTransformer3DModel()
+        autoencoder, refiner = AutoencoderKLLTX2Video(), Refiner(RefinerConfig(), {})
     refined = count["distilled", True, "bf16"]
     assert refined["denoiser"] == pytest.approx(2 * 2_661_800_448, rel=1e-4)
     assert refined["autoencoder"] == pytest.approx(2 * sum(x.numel() for x in autoencoder.parameters()), rel=1e-4)
@@ -113,7 +114,7 @@ def test_the_page_tells_the_same(found: dict[str, Any]) -> None:
     for name, key in (("denoiser, 2.66 B parameters", "denoiser"), ("autoencoder", "autoencoder")):
         assert f"| {name} | {gib(count[False, 'bf16'][key])} | {gib(count[False, 'fp32'][key])} |" in page
     refiner = [gib(count[True, precision]["refiner"]) for precision in ("bf16", "fp32")]
-    assert f"audio half included) | {' | '.join(refiner)} |" in page
+    assert f"without its audio half) | {' | '.join(refiner)} |" in page
     states = {key: told["state"] for key, told in count.items()}
     plain = [gib(states[False, precision]["total"]) for precision in ("bf16", "fp32")]
     added = [gib(states[True, p]["total"] - states[False, p]["total"]) for p in ("bf16", "fp32")]
