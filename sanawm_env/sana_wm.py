@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from sanawm_env.bundle import Precision
+from sanawm_env.bundle import Precision, find_offload
 from sanawm_env.env import SanaWMEnv
 from sanawm_env.errors import BundleError, ConfigError, SceneError, StorageError
 from sanawm_env.model.checkpoint import differences, fill, shapes_of
 from sanawm_env.model.lora import merge_lora, read_lora
+from sanawm_env.model.offload import Offload, home, offload_part
 from sanawm_env.model.public_keys import Variant
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.refiner_state import RefinerConfig
@@ -49,6 +50,7 @@ def make_env(
     revision: str | None = None,
     device: str | None = None,
     precision: Precision = "auto",
+    offload: Offload | None = None,
     size: tuple[int, int] = SIZE,
     render_mode: str | None = None,
     **options: Any,
@@ -60,9 +62,11 @@ def make_env(
     image: a picture or its path, with prompt and intrinsics (fx, fy, cx, cy in its pixels; the usual ones of 64
     degrees if None); or scene: a `Scene` or a scene.yaml. refiner: whether the checkpoint's refiner runs too;
     refiner_lora: its low-rank weights, where they are kept apart. text_encoder: Gemma 2, a folder or Hub id.
-    instruction: folder or file with the instruction that stands before prompts; the checkpoint's own if None. size:
-    of frames. options: the rest of `SanaWMEnv`; the task is free driving unless one is named. ConfigError,
-    SceneError or BundleError says what does not fit.
+    instruction: folder or file with the instruction that stands before prompts; the checkpoint's own if None. offload:
+    "parts" or "blocks" for a card that is smaller than the model: its weights stay in host memory and are moved to the
+    device only while they compute, a part or a transformer block at a time. size: of frames. options: the rest of
+    `SanaWMEnv`; the task is free driving unless one is named. ConfigError, SceneError or BundleError says what does not
+    fit.
     """
     if variant != "distilled":
         raise ConfigError(
@@ -81,6 +85,7 @@ def make_env(
         revision=revision,
         device=device,
         precision=precision,
+        offload=offload,
         size=size,
     )
     if prompts is not None:
@@ -102,6 +107,7 @@ def open_sana_wm(
     revision: str | None = None,
     device: str | None = None,
     precision: Precision = "auto",
+    offload: Offload | None = None,
     size: tuple[int, int] = SIZE,
 ) -> tuple[WorldModel, PromptReader | None]:
     """A released checkpoint of any variant, with its refiner if asked for, and what reads prompts for it (None for a
@@ -115,13 +121,14 @@ def open_sana_wm(
         revision=revision,
         device=device,
         precision=precision,
+        offload=offload,
         autoencoder=autoencoder,
         size=size,
     )
     refined, refined_text = None, None
     if refiner:
         folder, encoder = _find_refiner(source, variant, revision)
-        refined = load_refiner(folder / "transformer", model, lora=refiner_lora)
+        refined = load_refiner(folder / "transformer", model, lora=refiner_lora, offload=offload)
         refined_text = refiner_source(
             encoder, folder / "connectors", positions=model.config.refiner_caption_length, device=device
         )
@@ -139,11 +146,14 @@ def open_sana_wm(
     return model, PromptReader(cache=PromptCache(prompt_cache), denoiser=stage1, refiner=refined_text)
 
 
-def load_refiner(folder: str | Path, model: WorldModel, *, lora: str | Path | None = None) -> Refiner:
-    """The refiner whose transformer diffusers has saved in `folder`, for the worlds of `model`, beside its weights.
+def load_refiner(
+    folder: str | Path, model: WorldModel, *, lora: str | Path | None = None, offload: Offload | None = None
+) -> Refiner:
+    """The refiner whose transformer diffusers has saved in `folder`, for the worlds of `model` and on its device.
 
-    lora: a file of low-rank weights that are kept apart, merged on loading. BundleError lists tensors that are missing,
-    unexpected or of a wrong shape, those of the audio half included, though it is never read.
+    lora: a file of low-rank weights that are kept apart, merged on loading. offload: of `bundle.load`. BundleError
+    lists tensors that are missing, unexpected or of a wrong shape, those of the audio half included, though it is never
+    read.
     """
     from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
 
@@ -163,11 +173,13 @@ def load_refiner(folder: str | Path, model: WorldModel, *, lora: str | Path | No
     )
     refiner = Refiner(config, transformer)
     # Only now is anything read, and nothing of the audio half, which the refiner has dropped.
-    fill(refiner.transformer, stored.read, model.device, model.dtype)
+    moved = find_offload(offload, model.device)
+    fill(refiner.transformer, stored.read, home(moved, model.device), model.dtype)
     if lora is not None:
         merge_lora(
             refiner.transformer, read_lora(lora), dropped=whole.keys() - dict(transformer.named_modules()).keys()
         )
+    offload_part(refiner, moved, model.device)
     return refiner
 
 

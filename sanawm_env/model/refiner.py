@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sanawm_env.errors import ConfigError, StateError
+from sanawm_env.model.offload import device_of, on_demand, on_device
 from sanawm_env.model.refiner_layers import (
     Keys,
     Reading,
@@ -30,7 +31,6 @@ from sanawm_env.model.refiner_layers import (
     rotation_at,
     run_block,
     text_bias,
-    text_keys,
 )
 from sanawm_env.model.refiner_state import RefinerConfig, RefinerState
 
@@ -72,6 +72,11 @@ class Refiner(nn.Module):
         return dtype
 
     @property
+    def blocks(self) -> Any:
+        """Its transformer blocks."""
+        return self.transformer.transformer_blocks
+
+    @property
     def caption_channels(self) -> int:
         """Width of the text it reads."""
         width: int = self.transformer.config.caption_channels
@@ -83,6 +88,7 @@ class Refiner(nn.Module):
         """The state of worlds that have not begun; grid: (h, w) of their latents. By default on the weights' device."""
         return self._empty(batch, grid, self.config.history, device)
 
+    @on_demand
     def open(self, state: RefinerState, first: Tensor, text: Tensor, text_mask: Tensor | None) -> RefinerState:
         """The state in which the first latents [B, sink, C, h, w] are the sink, at noise level 0; they stay as they
         are.
@@ -97,6 +103,7 @@ class Refiner(nn.Module):
         self._check(state, first, self.config.sink, "first")
         return self._open(state, first, self._read_text(text, text_mask, state.batch_size))
 
+    @on_demand
     def refine(
         self, state: RefinerState, latents: Tensor, noise: Tensor, text: Tensor, text_mask: Tensor | None
     ) -> tuple[Tensor, RefinerState]:
@@ -121,6 +128,7 @@ class Refiner(nn.Module):
         _, keys = self._predict(refined, 0.0, window, reading, keep="rotated")
         return refined.to(latents.dtype), self._append(state, keys)
 
+    @on_demand
     def refine_clip(self, latents: Tensor, noise: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         """A whole clip refined at once (spec rollout.md 8.1).
 
@@ -153,10 +161,9 @@ class Refiner(nn.Module):
     def _empty(
         self, batch: int, grid: tuple[int, int], history: int, device: torch.device | str | None = None
     ) -> RefinerState:
-        weight = self.transformer.proj_in.weight
-        device = weight.device if device is None else device
+        device = device_of(self) if device is None else device
         layers = [
-            {name: torch.zeros(shape, device=device, dtype=weight.dtype) for name, shape in shapes.items()}
+            {name: torch.zeros(shape, device=device, dtype=self.dtype) for name, shape in shapes.items()}
             for shapes in self._shapes(batch, grid, history)
         ]
         return RefinerState(position=torch.zeros(batch, dtype=torch.int64), layers=layers, grid=grid)
@@ -232,8 +239,10 @@ class Refiner(nn.Module):
         timestep = torch.full((1,), sigma * net.config.timestep_scale_multiplier, device=x.device)
         modulation, embedded = net.time_embed(timestep, batch_size=1, hidden_dtype=x.dtype)
         modulation, kept = modulation.view(1, 6, -1), []
-        for block, past, text in zip(net.transformer_blocks, window.past, reading.keys, strict=True):
-            x, raw, rotated, v = run_block(block, x, modulation, frames, window, past, text, reading.bias)
+        for layer, (block, past) in enumerate(zip(self.blocks, window.past, strict=True)):
+            with on_device(block):
+                text = reading.keys(layer, block.attn2)
+                x, raw, rotated, v = run_block(block, x, modulation, frames, window, past, text, reading.bias)
             if keep is not None:
                 kept.append((raw if keep == "raw" else rotated, v))
         shift, scale = (net.scale_shift_table + embedded).unbind(0)
@@ -253,11 +262,10 @@ class Refiner(nn.Module):
                 f"text_mask has shape {tuple(mask.shape)}, expected {tuple(text.shape[:2])}: one value a token of text."
             )
         projected = net.caption_projection(text.to(self.dtype))
-        keys = [text_keys(block.attn2, projected) for block in net.transformer_blocks]
-        return Reading(keys, None if mask is None else text_bias(mask, projected.dtype))
+        return Reading(projected, None if mask is None else text_bias(mask, projected.dtype))
 
     def _rotation(self, position: Tensor, grid: tuple[int, int]) -> Rotation:
-        return rotation_at(self.transformer.rope, self.config, position, grid, self.transformer.proj_in.weight.device)
+        return rotation_at(self.transformer.rope, self.config, position, grid, device_of(self))
 
     def _check_state(self, state: RefinerState) -> None:
         expected = self._shapes(state.batch_size, state.grid, self.config.history)

@@ -60,12 +60,22 @@ class Window:
     lengths: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
 class Reading:
-    """Each layer's keys and values of the text [B, heads, L, head_dim] and the bias [B, 1, 1, L] of masked tokens."""
+    """A text that was projected to [B, L, C], as the layers read it. bias: [B, 1, 1, L] of masked tokens, or None."""
 
-    keys: list[Keys]
-    bias: Tensor | None
+    def __init__(self, projected: Tensor, bias: Tensor | None) -> None:
+        self.bias = bias
+        self._projected = projected
+        self._keys: dict[int, Keys] = {}
+
+    def keys(self, layer: int, attn: Any) -> Keys:
+        """Keys and values [B, heads, L, head_dim] of a layer with the text attention `attn`: computed on its first
+        pass, which needs its weights anyway, and kept for the others.
+        """
+        if layer not in self._keys:
+            k, v = attn.norm_k(attn.to_k(self._projected)), attn.to_v(self._projected)
+            self._keys[layer] = (_heads(attn, k).transpose(1, 2), _heads(attn, v).transpose(1, 2))
+        return self._keys[layer]
 
 
 def keep_video_half(transformer: Any) -> None:
@@ -129,12 +139,6 @@ def run_block(
     shift, scale, gate = feed
     x = x + block.ff(block.norm3(x) * (1 + scale) + shift) * gate
     return x, raw, rotated, v
-
-
-def text_keys(attn: Any, text: Tensor) -> Keys:
-    """Keys and values [B, heads, L, head_dim] that a layer's text attention has of projected text [B, L, C]."""
-    k, v = attn.norm_k(attn.to_k(text)), attn.to_v(text)
-    return _heads(attn, k).transpose(1, 2), _heads(attn, v).transpose(1, 2)
 
 
 def text_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
