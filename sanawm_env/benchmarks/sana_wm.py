@@ -53,7 +53,8 @@ from sanawm_env.model.config import WorldConfig, tiny_config
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.initialise import randomise
 from sanawm_env.model.public_keys import RENAMED, Variant
-from sanawm_env.model.refiner import Refiner, RefinerConfig
+from sanawm_env.model.refiner import Refiner
+from sanawm_env.model.refiner_state import RefinerConfig
 from sanawm_env.pretrained import FPS, released_config
 from sanawm_env.state import StepOutput, WorldState
 from sanawm_env.world import WorldModel, initial, step, told

@@ -4,9 +4,9 @@ Diffusers runs a whole clip and keeps nothing. These functions read the weights 
 with two differences that streaming needs (spec rollout.md 9): a causal convolution takes its last k-1 input frames from
 a cache, and a temporal upsampler drops its leading frames only at the start of a stream.
 
-Activations are [B, T, H, W, C], channels last. On a CPU a convolution over time and space runs as one over space on the
-k frames side by side as channels: the same sums, in fp32 seven times as fast as torch's own. On a GPU torch's own is the
-faster one.
+Activations are [B, T, H, W, C], channels last. On a CPU a convolution over time and space runs as one over space on
+the k frames side by side as channels: the same sums, in fp32 seven times as fast as torch's own. On a GPU torch's own
+is the faster one.
 """
 
 from __future__ import annotations
