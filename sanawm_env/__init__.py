@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sanawm_env.clips import generate as generate
     from sanawm_env.clips import refine as refine
     from sanawm_env.env import SanaWMEnv as SanaWMEnv
+    from sanawm_env.planned_env import PlannedEnv as PlannedEnv
     from sanawm_env.pretrained import from_pretrained as from_pretrained
     from sanawm_env.scene import Scene as Scene
     from sanawm_env.scene import load_scene as load_scene
@@ -54,6 +55,7 @@ _HOMES = {
     "make_action_map": "actions",
     "load": "bundle",
     "SanaWMEnv": "env",
+    "PlannedEnv": "planned_env",
     "generate": "clips",
     "refine": "clips",
     "from_pretrained": "pretrained",
@@ -77,7 +79,7 @@ __all__ = [*_HOMES, "SanaWMError", "errors", "register_envs"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; {errors.nearest(name, __all__)}")
-    if name in ("SanaWMEnv", "SanaWMVectorEnv") and importlib.util.find_spec("gymnasium") is None:
+    if name in ("SanaWMEnv", "SanaWMVectorEnv", "PlannedEnv") and importlib.util.find_spec("gymnasium") is None:
         raise MissingExtraError(f"{name} needs gymnasium, which is not installed; pip install 'gymnasium>=1.2'.")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 

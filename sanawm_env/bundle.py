@@ -65,6 +65,27 @@ def load(
         return _loaded[key]
 
 
+def open_model(
+    bundle: str | Path | WorldModel,
+    device: str | torch.device | None,
+    precision: Precision,
+    offload: Offload | None = None,
+) -> WorldModel:
+    """The model itself, or the one that this process shares for the bundle's name or folder."""
+    if not isinstance(bundle, WorldModel):
+        return load(bundle, device=device, precision=precision, offload=offload)
+    if offload is not None:
+        raise ConfigError(f"offload is {offload!r}, but the model is loaded already; say it to what loads the model.")
+    if device is not None:
+        asked = find_device(device)
+        if asked.type != bundle.device.type or asked.index not in (None, bundle.device.index):
+            raise ConfigError(
+                f"device is {str(device)!r}, the given model is on {str(bundle.device)!r}; leave device out, or move "
+                "the model."
+            )
+    return bundle
+
+
 def find_device(device: torch.device | str | None) -> torch.device:
     """The device "cpu", "cuda" or "cuda:N"; None takes CUDA where there is one.
 

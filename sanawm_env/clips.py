@@ -32,6 +32,7 @@ def generate(
     seeds: Sequence[int] | Tensor,
     intrinsics: Tensor | np.ndarray | None = None,
     text: Mapping[str, Tensor] | None = None,
+    units: float | None = None,
     negative: tuple[Tensor, Tensor] | None = None,
     interval: float | None = None,
     noise: Tensor | None = None,
@@ -42,16 +43,17 @@ def generate(
 
     images: uint8 [B, H, W, 3] RGB. poses: [B, N, 4, 4] camera-to-world of every frame, the picture's first. N is 1
     + F k frames, F those of a chunk; for the bidirectional model those of a latent. seeds: [B]. intrinsics: [B, 4]
-    in frame pixels. text: embedded prompts as `WorldState.text` holds them. negative: (hidden [B, L, C], mask [B,
-    L]) of what guidance moves away from; a distilled model has no guidance. interval: of `sample_clip`, for the
-    teacher. noise: [B, T - 1, channels, h, w] instead of each world's own, for parity tests. progress: called with
-    (done, in all). With a refiner, the frames are of refined latents. Returns frames [B, N, H, W, 3] (None without
-    `decode`), latents [B, T, channels, h, w] and the poses. Raises PoseError or SceneError. Spec rollout.md 6.
+    in frame pixels. text: embedded prompts as `WorldState.text` holds them. units: model units a metre (the bundle's
+    by default). negative: (hidden [B, L, C], mask [B, L]) of what guidance moves away from; a distilled model has no
+    guidance. interval: of `sample_clip`, for the teacher. noise: [B, T - 1, channels, h, w] instead of each world's
+    own, for parity tests. progress: called with (done, in all). With a refiner, the frames are of refined latents.
+    Returns frames [B, N, H, W, 3] (None without `decode`), latents [B, T, channels, h, w] and the poses. Raises
+    PoseError or SceneError. Spec rollout.md 6.
     """
     path = torch.as_tensor(poses, dtype=torch.float64).cpu()
     latents = _count_latents(model.config, path)
     check_rigid(path)
-    state, opened = initial(model, images, seeds=seeds, poses=path[:, 0], intrinsics=intrinsics, text=text)
+    state, opened = initial(model, images, seeds=seeds, poses=path[:, 0], intrinsics=intrinsics, text=text, units=units)
     if model.config.variant == "distilled":
         return _stepped(model, state, opened, path, noise, decode, progress)
     if noise is None:

@@ -30,12 +30,11 @@ from sanawm_env.model.offload import Offload, resident_bytes
 from sanawm_env.model.public_keys import Variant
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.refiner_state import RefinerConfig
-from sanawm_env.pretrained import HUB_AUTOENCODER, released_config
-from sanawm_env.sana_wm import REFINERS, STREAMING, TEXT_ENCODER
+from sanawm_env.pretrained import released_config
+from sanawm_env.sana_wm import REFINERS, SOURCES, STREAMING, TEXT_ENCODER
 from sanawm_env.world import WorldModel
 
-BIDIRECTIONAL = HUB_AUTOENCODER["bidirectional"]
-TEACHER = "Efficient-Large-Model/SANA-WM_chunk_causal"
+BIDIRECTIONAL, TEACHER = SOURCES["bidirectional"], SOURCES["teacher"]
 DIFFUSERS = "Efficient-Large-Model/SANA-WM_bidirectional-diffusers"
 BENCH = Path("outputs/bench/sana_wm.jsonl")
 # Rows of that table about one chunk, and the key of each that holds milliseconds. The refiner's comes on top.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
 import numpy as np
 
 from sanawm_env.actions import ActionMap
+from sanawm_env.bundle import Precision, open_model
 from sanawm_env.config import from_mapping
-from sanawm_env.episodes import EnvConfig, Episodes, Precision, open_model
+from sanawm_env.episodes import EnvConfig, Episodes
 from sanawm_env.errors import ConfigError, LifecycleError, SceneError
 from sanawm_env.model.offload import Offload
 from sanawm_env.snapshot import Snapshot
@@ -29,6 +30,7 @@ SEEDS = 10**9  # worlds reset without a seed get one below this; held-out rooms 
 class Worlds:
     """What the environment of one world and that of a batch share; each adds Gymnasium's base class and its returns."""
 
+    episodes_kind: ClassVar[type[Episodes]] = Episodes
     metadata: dict[str, Any]
     action_space: Any
     observation_space: Any
@@ -56,8 +58,8 @@ class Worlds:
             )
         if render_mode is not None:
             check_choice("render_mode", render_mode, RENDER_MODES)
-        config = read_config(options)
-        self._adopt(Episodes(open_model(bundle, device, precision, offload), config, num_envs), render_mode)
+        config = read_config(options, self.episodes_kind.config_kind)
+        self._adopt(self.episodes_kind(open_model(bundle, device, precision, offload), config, num_envs), render_mode)
 
     def _adopt(self, episodes: Episodes, render_mode: str | None) -> None:
         """Makes these episodes the environment's own; spaces are those of one world."""
@@ -184,7 +186,7 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
         """
         self._check_open()
         super().reset(seed=None if seed is None else check_seed(seed))
-        chosen = read_options(check_options(options))
+        chosen = read_options(check_options(options), self.episodes_kind.options_kind)
         world_seed = int(self.np_random.integers(0, SEEDS)) if seed is None else seed
         facts = self._episodes.start([world_seed], chosen)
         frames = self._episodes.frames()
@@ -251,7 +253,7 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
         return {name: rows[0] if rows.ndim > 1 else rows.tolist()[0] for name, rows in facts.items()}
 
 
-def read_config(options: Mapping[str, Any]) -> EnvConfig:
+def read_config(options: Mapping[str, Any], kind: type[EnvConfig] = EnvConfig) -> EnvConfig:
     """Options of an environment, checked; ConfigError names the nearest known one."""
     chosen = dict(options)
     action_map, task = chosen.pop("action_map", "diff_drive"), chosen.pop("task", "goto")
@@ -259,7 +261,7 @@ def read_config(options: Mapping[str, Any]) -> EnvConfig:
         raise ConfigError(
             f"action_map is {action_map!r}, allowed is the name of one or an ActionMap; see make_action_map."
         )
-    return from_mapping(EnvConfig, {**chosen, "action_map": action_map, "task": task})
+    return from_mapping(kind, {**chosen, "action_map": action_map, "task": task})
 
 
 def check_options(options: Any) -> dict[str, Any]:

@@ -7,12 +7,10 @@ which a step replaces as a whole: an interrupted step leaves the last committed 
 from __future__ import annotations
 
 import copy
-import reprlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,10 +18,20 @@ import torch
 from sanawm_env import world as worlds
 from sanawm_env.actions import ActionMap, make_action_map
 from sanawm_env.errors import ActionError, ConfigError, StateError, TaskError
-from sanawm_env.model.offload import Offload
 from sanawm_env.rigid import CAMERA_FROM_BODY, body_velocity
-from sanawm_env.running import REASONS, SUCCESS, TASK, Judged, Running, drop_faulty, judge, rooms_of
-from sanawm_env.snapshot import Snapshot
+from sanawm_env.running import (
+    REASONS,
+    SUCCESS,
+    TASK,
+    Judged,
+    Running,
+    drop_faulty,
+    fresh_rows,
+    judge,
+    new_seeds,
+    rooms_of,
+)
+from sanawm_env.snapshot import Snapshot, check_fits
 from sanawm_env.spaces import ACTION_MODES, OBSERVATIONS, check_choice
 from sanawm_env.start import ResetOptions, Start, make_start
 from sanawm_env.state import WorldState
@@ -31,7 +39,6 @@ from sanawm_env.tasks import Columns, Drive, make_task, task_fields
 from sanawm_env.world import WorldModel
 
 FRAMES = ("all", "last", "none")
-Precision = Literal["auto", "bf16", "fp32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,35 +91,22 @@ class Outcome:
     info: dict[str, np.ndarray]
 
 
-def open_model(
-    bundle: str | Path | WorldModel,
-    device: str | torch.device | None,
-    precision: Precision,
-    offload: Offload | None = None,
-) -> WorldModel:
-    """The model itself, or the one that this process shares for the bundle's name or folder."""
-    from sanawm_env.bundle import find_device, load
-
-    if not isinstance(bundle, WorldModel):
-        return load(bundle, device=device, precision=precision, offload=offload)
-    if offload is not None:
-        raise ConfigError(f"offload is {offload!r}, but the model is loaded already; say it to what loads the model.")
-    if device is not None:
-        asked = find_device(device)
-        if asked.type != bundle.device.type or asked.index not in (None, bundle.device.index):
-            raise ConfigError(
-                f"device is {str(device)!r}, the given model is on {str(bundle.device)!r}; leave device out, or move "
-                "the model."
-            )
-    return bundle
-
-
 def check_prompts(model: WorldModel, prompts: Any) -> None:
     """ConfigError unless `prompts` can read what the model reads, and nothing is given to a model without text."""
     if model.reads_text != (prompts is not None):
         raise ConfigError(
             f"the model reads {'text' if model.reads_text else 'no text'} and prompts is {prompts!r}; pass a "
             "PromptReader (sanawm_env.prompts) to models that read text, and only to them."
+        )
+
+
+def check_variant(model: WorldModel, allowed: tuple[str, ...]) -> None:
+    """ConfigError unless the model is of a variant that the episodes can run."""
+    variant = model.config.variant
+    if variant not in allowed:
+        raise ConfigError(
+            f"the model's variant is {variant!r}, allowed is {', '.join(allowed)}: a {variant} model denoises a whole "
+            "trajectory and cannot be stepped; sanawm_env.generate makes clips, sanawm_env.PlannedEnv replays one."
         )
 
 
@@ -124,16 +118,26 @@ def is_count(value: Any) -> bool:
 class Episodes:
     """A batch of running episodes over one model."""
 
+    config_kind: ClassVar[type[EnvConfig]] = EnvConfig
+    options_kind: ClassVar[type[ResetOptions]] = ResetOptions
+    variants: ClassVar[tuple[str, ...]] = ("distilled",)
+
     def __init__(self, model: WorldModel, config: EnvConfig, batch: int) -> None:
         self.model = model
         self.config = config
         self.batch = batch
+        check_variant(model, self.variants)
         check_prompts(model, config.prompts)
         self.action_map = config.make_map()
         self.task = make_task(config.task)
         self.running: Running | None = None
         self.decode = True
         self.last_timing: dict[str, float] = {}
+
+    @property
+    def steering(self) -> str:
+        """What moves the worlds, in words; a snapshot fits only where it is the same."""
+        return repr(self.action_map)
 
     @property
     def now(self) -> Running:
@@ -152,25 +156,28 @@ class Episodes:
         task = self._task_for(options, slots)
         start = make_start(options, seeds, self.model.config, self.model.device)
         columns = {TASK + name: rows for name, rows in task.begin(start.situations).items()}
-        horizon = self.config.horizon if options.horizon is None else options.horizon
+        world, shown, own = self._begin(start, seeds, options)
+        rows = fresh_rows(self.action_map.initial(len(seeds)), start.rooms) | columns | own
+        fresh = Running(world=world, rows=rows, frames=shown, task=task, scenes=rooms_of(start.rooms))
+        self.running = fresh if slots is None else self._write(slots, fresh)
+        self.last_timing = {"reset_seconds": time.perf_counter() - began}
+        return self._start_facts(start, task, list(range(self.batch)) if slots is None else list(slots))
+
+    def _begin(
+        self, start: Start, seeds: Sequence[int], options: ResetOptions
+    ) -> tuple[WorldState, torch.Tensor | None, Columns]:
+        """Worlds at their first pictures, these as frames [B, 1, H, W, 3] where they are decoded, and rows to keep."""
         world, shown = worlds.initial(
             self.model,
             start.images,
             seeds=list(seeds),
             poses=start.poses,
             intrinsics=start.intrinsics,
-            horizon=horizon,
+            horizon=self.config.horizon if options.horizon is None else options.horizon,
             text=self._read_prompts(start, len(seeds)),
             units=None if start.scene is None else start.scene.units_per_metre,
         )
-        rows = self._fresh_rows(start) | columns
-        shown_frames = shown.frames
-        if not self.decode:
-            world, shown_frames = world.plan(), None
-        fresh = Running(world=world, rows=rows, frames=shown_frames, task=task, scenes=rooms_of(start.rooms))
-        self.running = fresh if slots is None else self._write(slots, fresh)
-        self.last_timing = {"reset_seconds": time.perf_counter() - began}
-        return self._start_facts(start, task, list(range(self.batch)) if slots is None else list(slots))
+        return (world, shown.frames, {}) if self.decode else (world.plan(), None, {})
 
     def _read_prompts(self, start: Start, worlds: int) -> Mapping[str, torch.Tensor] | None:
         if self.config.prompts is None:
@@ -184,19 +191,32 @@ class Episodes:
         began = time.perf_counter()
         now, fps = self.now, self.model.config.fps
         before = now.world.pose.numpy()
-        inside, clipped = self._read_actions(actions, before)
-        poses, motion = self.action_map.rollout(before, now.rows["motion"], inside, fps)
+        poses, motion, told = self._steer(actions)
         judged, rows = judge(now, before, poses, fps)
         rows |= {"motion": motion, "velocity": body_velocity(poses[:, -2], poses[:, -1], fps)}
-        world, output = worlds.step(self.model, now.world, poses, decode=self.decode)
-        self.running = replace(now, world=world, rows=rows, frames=output.frames)
-        sound = torch.isfinite(output.latents).flatten(1).all(dim=1).cpu().numpy()
+        world, shown, sound = self._step(now.world, poses)
+        self.running = replace(now, world=world, rows=rows, frames=shown)
         if not sound.all():
             self.running, judged = drop_faulty(self.running, judged, sound)
         seconds = time.perf_counter() - began
         frames = poses.shape[0] * poses.shape[1]
         self.last_timing = {"step_seconds": seconds, "frames_per_second": frames / seconds}
-        return self._outcome(judged, poses, clipped)
+        return self._outcome(judged, poses, told)
+
+    def _steer(self, actions: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Where the worlds go: poses of the coming chunk [B, F, 4, 4], motion after it [B, k], facts for `info`."""
+        poses, motion, clipped = self._lead(actions, self.now.world.pose.numpy(), self.now.rows["motion"])
+        return poses, motion, {"clipped": clipped}
+
+    def _lead(self, actions: Any, pose: np.ndarray, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where actions lead from a pose and a motion: poses, motion after them, how many numbers were clipped [B]."""
+        inside, clipped = self._read_actions(actions, pose)
+        return *self.action_map.rollout(pose, motion, inside, self.model.config.fps), clipped
+
+    def _step(self, world: WorldState, poses: np.ndarray) -> tuple[WorldState, torch.Tensor | None, np.ndarray]:
+        """The worlds after the chunk, its frames, and whether each is still sound [B]."""
+        world, output = worlds.step(self.model, world, poses, decode=self.decode)
+        return world, output.frames, torch.isfinite(output.latents).flatten(1).all(dim=1).cpu().numpy()
 
     def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> Episodes:
         """n futures of every world, row-major; see `SanaWMEnv.fork`."""
@@ -209,7 +229,7 @@ class Episodes:
         if decode and world.decoder is None:
             raise StateError("these worlds have no decoder left (decode=False); fork from ones that have it.")
         if reseed:
-            world.seed = _new_seeds(world, n)
+            world.seed = new_seeds(world, n)
         forked.running = Running(
             world=world,
             rows={name: np.repeat(rows, n, axis=0) for name, rows in now.rows.items()},
@@ -228,31 +248,12 @@ class Episodes:
             frames=None if now.frames is None else now.frames.cpu().numpy().copy(),
             task=task_fields(now.task),
             rng=copy.deepcopy(dict(rng)),
-            actions=repr(self.action_map),
+            actions=self.steering,
         )
 
     def restore(self, taken: Snapshot) -> None:
         """Continues from a snapshot. StateError: no snapshot, or of another bundle, number of worlds or action map."""
-        if not isinstance(taken, Snapshot):
-            raise StateError(
-                f"the state is {reprlib.repr(taken)} ({type(taken).__name__}), allowed is a Snapshot; pass one from "
-                "get_state() or Snapshot.load()."
-            )
-        if taken.world.fingerprint != self.model.fingerprint:
-            raise StateError(
-                f"the snapshot is of bundle {taken.world.fingerprint[:12]!r}, this environment runs "
-                f"{self.model.fingerprint[:12]!r}; make the environment with the bundle that took it."
-            )
-        if taken.world.batch_size != self.batch:
-            raise StateError(
-                f"the snapshot holds {taken.world.batch_size} worlds, this environment {self.batch}; "
-                "make one of that size."
-            )
-        if taken.actions != repr(self.action_map):
-            raise StateError(
-                f"the snapshot was taken with action map {taken.actions}, this environment has {self.action_map!r}; "
-                "build it with the same map."
-            )
+        check_fits(taken, fingerprint=self.model.fingerprint, worlds=self.batch, actions=self.steering)
         self.decode = taken.world.decoder is not None
         self.running = Running(
             world=taken.world.clone().to(self.model.device),
@@ -301,17 +302,6 @@ class Episodes:
             )
         return current
 
-    def _fresh_rows(self, start: Start) -> Columns:
-        count = len(start.rooms)
-        return {
-            "motion": self.action_map.initial(count),
-            "velocity": np.zeros((count, 6)),
-            "room": start.rooms,
-            "terminated": np.zeros(count, bool),
-            "truncated": np.zeros(count, bool),
-            "reason": np.zeros(count, np.int64),
-        }
-
     def _write(self, slots: Sequence[int], fresh: Running) -> Running:
         """The running episodes with those of `slots` replaced; no other world is touched."""
         now, index = self.now, list(slots)
@@ -359,13 +349,13 @@ class Episodes:
             f"action_mode={mode!r}; change the shape, or build with action_mode={other!r}."
         )
 
-    def _outcome(self, judged: Judged, poses: np.ndarray, clipped: np.ndarray) -> Outcome:
+    def _outcome(self, judged: Judged, poses: np.ndarray, told: Mapping[str, np.ndarray]) -> Outcome:
         now = self.now
         reason = now.rows["reason"]
         words = np.array(REASONS, dtype=object)[reason]
         info = self.facts(poses) | {
+            **told,
             "rewards": judged.rewards,
-            "clipped": clipped,
             "end_index": judged.end_index,
             "valid_frames": judged.valid_frames,
             "success": reason == SUCCESS,
@@ -399,12 +389,3 @@ class Episodes:
         if frames is not None:
             facts["frames"] = frames
         return facts | now.task.describe(now.columns, poses[:, -1])
-
-
-def _new_seeds(world: WorldState, n: int) -> torch.Tensor:
-    """Seeds for n different futures of each world, drawn from its seed and its age."""
-    drawn = [
-        np.random.SeedSequence([int(seed), int(chunk), 3, row % n]).generate_state(1, np.uint64)[0] >> np.uint64(1)
-        for row, (seed, chunk) in enumerate(zip(world.seed.tolist(), world.chunk.tolist(), strict=True))
-    ]
-    return torch.tensor([int(seed) for seed in drawn], dtype=torch.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -32,12 +32,14 @@ class Source:
 class PromptReader:
     """Prompts to the tensors of `WorldState.text`, through a cache on disk; encoders are loaded only for what it lacks.
 
-    denoiser, refiner: sources of the texts that the two read, None for one that reads none.
+    denoiser, refiner: sources of the texts that the two read, None for one that reads none. negative: that of the text
+    which guidance moves away from, None for a model without guidance.
     """
 
     cache: PromptCache
     denoiser: Source | None = None
     refiner: Source | None = None
+    negative: Source | None = None
 
     def __call__(self, prompts: list[str]) -> dict[str, Tensor]:
         """hidden [B, L, C] and mask [B, L] for the denoiser, refiner_hidden and refiner_mask for the refiner."""
@@ -47,6 +49,18 @@ class PromptReader:
                 read = self.cache.get_or_encode(prompts, source.load, recipe=source.recipe)
                 text |= {f"{prefix}hidden": read.hidden, f"{prefix}mask": read.mask}
         return text
+
+    def read_negative(self, worlds: int) -> tuple[Tensor, Tensor] | None:
+        """hidden [B, L, C] and mask [B, L] of the empty prompt that guidance moves away from; None without guidance."""
+        if self.negative is None:
+            return None
+        read = self.cache.get_or_encode([""] * worlds, self.negative.load, recipe=self.negative.recipe)
+        return read.hidden, read.mask
+
+
+def negative_source(denoiser: Source) -> Source:
+    """What guidance moves away from, read by the encoder of the denoiser's text, without its instruction."""
+    return replace(denoiser, recipe=replace(denoiser.recipe, kind="negative", instruction=""))
 
 
 def stage1_source(

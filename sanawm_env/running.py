@@ -51,6 +51,28 @@ class Judged:
     valid_frames: np.ndarray
 
 
+def fresh_rows(motion: np.ndarray, rooms: np.ndarray) -> Columns:
+    """Rows of episodes that begin. motion: [B, k] at rest. rooms: [B] seeds of their rooms."""
+    count = len(rooms)
+    return {
+        "motion": motion,
+        "velocity": np.zeros((count, 6)),
+        "room": rooms,
+        "terminated": np.zeros(count, bool),
+        "truncated": np.zeros(count, bool),
+        "reason": np.zeros(count, np.int64),
+    }
+
+
+def new_seeds(world: WorldState, n: int) -> torch.Tensor:
+    """Seeds for n different futures of each world, drawn from its seed and its age."""
+    drawn = [
+        np.random.SeedSequence([int(seed), int(chunk), 3, row % n]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        for row, (seed, chunk) in enumerate(zip(world.seed.tolist(), world.chunk.tolist(), strict=True))
+    ]
+    return torch.tensor([int(seed) for seed in drawn], dtype=torch.int64)
+
+
 def judge(now: Running, before: np.ndarray, poses: np.ndarray, fps: float) -> tuple[Judged, Columns]:
     """Reward and ends of a chunk and the rows after it; a world that had ended before stays as it is, without reward.
 

@@ -18,13 +18,21 @@ from sanawm_env.model.offload import Offload, home, offload_part
 from sanawm_env.model.public_keys import Variant
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.refiner_state import RefinerConfig
-from sanawm_env.pretrained import SIZE, from_pretrained, open_saved, plan
-from sanawm_env.prompts import PromptReader, refiner_source, stage1_source
+from sanawm_env.planned_env import PlannedEnv
+from sanawm_env.pretrained import HUB_AUTOENCODER, SIZE, from_pretrained, open_saved, plan
+from sanawm_env.prompts import PromptReader, negative_source, refiner_source, stage1_source
 from sanawm_env.scene import Scene, load_scene, prepare_image
+from sanawm_env.spaces import check_choice
 from sanawm_env.text import PromptCache
 from sanawm_env.world import WorldModel
 
 STREAMING = "Efficient-Large-Model/SANA-WM_streaming"
+# Where each variant is released.
+SOURCES: dict[Variant, str] = {
+    "distilled": STREAMING,
+    "bidirectional": HUB_AUTOENCODER["bidirectional"],
+    "teacher": "Efficient-Large-Model/SANA-WM_chunk_causal",
+}
 TEXT_ENCODER = "Efficient-Large-Model/gemma-2-2b-it"
 # Refiner and its text encoder below a checkpoint. The two releases carry different refiner weights under different
 # names, so a refiner is never taken to latents of the other one (spec rollout.md 8 and 14).
@@ -35,7 +43,7 @@ REFINERS = {
 
 
 def make_env(
-    source: str | Path = STREAMING,
+    source: str | Path | None = None,
     *,
     variant: Variant = "distilled",
     refiner: bool = False,
@@ -47,6 +55,7 @@ def make_env(
     text_encoder: str | Path = TEXT_ENCODER,
     instruction: str | Path | None = None,
     prompt_cache: str | Path | None = None,
+    autoencoder: str | Path | None = None,
     revision: str | None = None,
     device: str | None = None,
     precision: Precision = "auto",
@@ -58,21 +67,18 @@ def make_env(
     """The environment of a released checkpoint; everything is downloaded and every prompt of its scene embedded here,
     nothing in reset or step.
 
-    source: a Hub id or folder of a distilled checkpoint; the other variants generate whole clips (`generate`).
+    source: a Hub id or folder of the checkpoint; that of `SOURCES` if None. variant: "distilled" gives a `SanaWMEnv`.
+    "bidirectional" and "teacher" denoise whole trajectories; they give a `PlannedEnv`, which plans a clip first and
+    replays it, so that its steps cannot steer. autoencoder: of `from_pretrained`, for a checkpoint that has none.
     image: a picture or its path, with prompt and intrinsics (fx, fy, cx, cy in its pixels; the usual ones of 64
     degrees if None); or scene: a `Scene` or a scene.yaml. refiner: whether the checkpoint's refiner runs too;
     refiner_lora: its low-rank weights, where they are kept apart. text_encoder: Gemma 2, a folder or Hub id.
     instruction: folder or file with the instruction that stands before prompts; the checkpoint's own if None. offload:
     "parts" or "blocks" for a card that is smaller than the model: its weights stay in host memory and are moved to the
-    device only while they compute, a part or a transformer block at a time. size: of frames. options: the rest of
-    `SanaWMEnv`; the task is free driving unless one is named. ConfigError, SceneError or BundleError says what does not
-    fit.
+    device only while they compute, a part or a transformer block at a time. size: of frames. options: the rest of the
+    environment's; the task is free driving unless one is named. ConfigError, SceneError or BundleError says what does
+    not fit.
     """
-    if variant != "distilled":
-        raise ConfigError(
-            f"variant is {variant!r}, allowed is 'distilled': a {variant} model denoises a whole trajectory and cannot "
-            "be stepped; use sanawm_env.generate(sanawm_env.from_pretrained(...), images, poses, seeds=...)."
-        )
     start = _start(image, prompt, intrinsics, scene, size)
     model, prompts = open_sana_wm(
         source,
@@ -82,6 +88,7 @@ def make_env(
         text_encoder=text_encoder,
         instruction=instruction,
         prompt_cache=prompt_cache,
+        autoencoder=autoencoder,
         revision=revision,
         device=device,
         precision=precision,
@@ -90,12 +97,14 @@ def make_env(
     )
     if prompts is not None:
         prompts([start.prompt or "" if start is not None else ""])
+        prompts.read_negative(1)
     given: dict[str, Any] = {"task": "drive", "scene": start, "prompts": prompts, **options}
-    return SanaWMEnv(model, render_mode=render_mode, **given)
+    kind = SanaWMEnv if variant == "distilled" else PlannedEnv
+    return kind(model, render_mode=render_mode, **given)
 
 
 def open_sana_wm(
-    source: str | Path = STREAMING,
+    source: str | Path | None = None,
     *,
     variant: Variant = "distilled",
     refiner: bool = False,
@@ -113,6 +122,11 @@ def open_sana_wm(
     """A released checkpoint of any variant, with its refiner if asked for, and what reads prompts for it (None for a
     model that reads none). Says on stderr what it is about to download. Arguments as in `make_env`.
     """
+    check_choice("variant", variant, tuple(SOURCES))
+    if source is None:
+        source = SOURCES[variant]
+        # The teacher is released without an autoencoder.
+        autoencoder = HUB_AUTOENCODER[variant] if autoencoder is None and variant == "teacher" else autoencoder
     for name, size_in_bytes in plan(source, variant=variant, revision=revision, autoencoder=autoencoder):
         print(f"downloading {name} ({size_in_bytes / 2**30:.2f} GiB)", file=sys.stderr)
     model = from_pretrained(
@@ -143,7 +157,11 @@ def open_sana_wm(
         )
     if stage1 is None and refined_text is None:
         return model, None
-    return model, PromptReader(cache=PromptCache(prompt_cache), denoiser=stage1, refiner=refined_text)
+    guided = variant != "distilled" and model.config.schedule.guidance > 1
+    negative = negative_source(stage1) if guided and stage1 is not None else None
+    return model, PromptReader(
+        cache=PromptCache(prompt_cache), denoiser=stage1, refiner=refined_text, negative=negative
+    )
 
 
 def load_refiner(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from sanawm_env.errors import StorageError
+from sanawm_env.errors import StateError, StorageError
 from sanawm_env.state import WorldState
 
 if TYPE_CHECKING:
@@ -74,4 +75,27 @@ class Snapshot:
             task=facts["task"],
             rng=facts["rng"],
             actions=facts["actions"],
+        )
+
+
+def check_fits(taken: Any, *, fingerprint: str, worlds: int, actions: str) -> None:
+    """StateError unless `taken` is a snapshot of this bundle, this many worlds and this action map."""
+    if not isinstance(taken, Snapshot):
+        raise StateError(
+            f"the state is {reprlib.repr(taken)} ({type(taken).__name__}), allowed is a Snapshot; pass one from "
+            "get_state() or Snapshot.load()."
+        )
+    if taken.world.fingerprint != fingerprint:
+        raise StateError(
+            f"the snapshot is of bundle {taken.world.fingerprint[:12]!r}, this environment runs {fingerprint[:12]!r}; "
+            "make the environment with the bundle that took it."
+        )
+    if taken.world.batch_size != worlds:
+        raise StateError(
+            f"the snapshot holds {taken.world.batch_size} worlds, this environment {worlds}; make one of that size."
+        )
+    if taken.actions != actions:
+        raise StateError(
+            f"the snapshot was taken with action map {taken.actions}, this environment has {actions}; "
+            "build it with the same map."
         )

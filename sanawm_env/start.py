@@ -50,14 +50,14 @@ class Start:
     scene: Scene | None = None
 
 
-def read_options(options: Mapping[str, Any] | None) -> ResetOptions:
+def read_options(options: Mapping[str, Any] | None, kind: type[ResetOptions] = ResetOptions) -> ResetOptions:
     """The options of a reset, checked. Raises SceneError on an unknown key and on what excludes each other."""
-    known = [field.name for field in fields(ResetOptions)]
+    known = [field.name for field in fields(kind)]
     given = dict(options or {})
     for key in given:
         if key not in known:
             raise SceneError(f"unknown reset option {key!r}; {nearest(str(key), known)}")
-    chosen = ResetOptions(**given)
+    chosen = kind(**given)
     if chosen.scene is not None and chosen.image is not None:
         raise SceneError("reset options hold both 'scene' and 'image'; pass one, or Scene(image=...) as the scene.")
     horizon = chosen.horizon

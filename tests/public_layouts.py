@@ -10,6 +10,7 @@ import yaml
 from diffusers import AutoencoderKLLTX2Video, SanaWMTransformer3DModel
 from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import Gemma2Config, Gemma2Model, Gemma3TextConfig, Gemma3TextModel, PreTrainedTokenizerFast
 
@@ -80,18 +81,39 @@ def write_release(root: Path) -> Path:
     weights = original_names({name: x.clone() for name, x in random_transformer().state_dict().items()})
     torch.save({"generator": {f"model.{name}": x for name, x in weights.items()}}, root / "sana_dit" / "model.pt")
     random_autoencoder(causal=True).save_pretrained(root / "ltx2_causal_vae")
+    write_encoders(root, refiner="refiner_diffusers", refiner_text="gemma3_12b")
+    return root
+
+
+def write_many_step_release(root: Path, attention: str) -> Path:
+    """Makes `root` a folder like the bidirectional release, refiner and both text encoders included; returns it."""
+    write_original(root, "bidirectional", attention)
+    random_autoencoder(causal=False).save_pretrained(root / "vae")
+    write_encoders(root, refiner="refiner", refiner_text="refiner/text_encoder")
+    return root
+
+
+def write_original(root: Path, name: str, attention: str) -> None:
+    """Denoiser and config.yaml as the original releases of many-step models have them."""
+    (root / "dit").mkdir(parents=True)
+    weights = {key: x.clone() for key, x in random_transformer().state_dict().items()}
+    save_file(original_names(weights), root / "dit" / f"sana_wm_{name}.safetensors")
+    (root / "config.yaml").write_text(original_config(f"{attention}UCPESinglePathLiteLABothTriton"))
+
+
+def write_encoders(root: Path, *, refiner: str, refiner_text: str) -> None:
+    """Both text encoders and the refiner with its connectors, in these folders below `root`."""
     torch.manual_seed(2)
     Gemma2Model(Gemma2Config(hidden_size=12, **GEMMA)).save_pretrained(root / "gemma2")
-    Gemma3TextModel(Gemma3TextConfig(hidden_size=12, **GEMMA)).save_pretrained(root / "gemma3_12b")
-    for name in ("gemma2", "gemma3_12b"):
+    Gemma3TextModel(Gemma3TextConfig(hidden_size=12, **GEMMA)).save_pretrained(root / refiner_text)
+    for name in ("gemma2", refiner_text):
         save_tokenizer(root / name)
     connectors: dict[str, Any] = {"caption_channels": 12, "text_proj_in_factor": 3, "rope_type": "split"}
     for stream in ("video", "audio"):
         connectors |= {f"{stream}_connector_num_attention_heads": 2, f"{stream}_connector_attention_head_dim": 6}
         connectors |= {f"{stream}_connector_num_layers": 1, f"{stream}_connector_num_learnable_registers": 8}
-    LTX2TextConnectors(**connectors).save_pretrained(root / "refiner_diffusers" / "connectors")
-    SanaWMLTX2RefinerTransformer3DModel(**tiny_refiner(16)).save_pretrained(root / "refiner_diffusers" / "transformer")
-    return root
+    LTX2TextConnectors(**connectors).save_pretrained(root / refiner / "connectors")
+    SanaWMLTX2RefinerTransformer3DModel(**tiny_refiner(16)).save_pretrained(root / refiner / "transformer")
 
 
 def tiny_refiner(channels: int, **changes: Any) -> dict[str, Any]:

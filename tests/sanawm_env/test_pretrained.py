@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from tests.public_layouts import (
     SIZE,
     Weights,
-    original_config,
     original_names,
     random_autoencoder,
     random_transformer,
+    write_original,
 )
 
 from sanawm_env import bundle, cli
@@ -50,9 +50,7 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "diffusers" / "scheduler").mkdir()
     (root / "diffusers" / "scheduler" / "scheduler_config.json").write_text('{"shift": 8.0}')
     for name, attention in (("original", "BidirectionalGDN"), ("teacher", "ChunkCausalGDN")):
-        (root / name / "dit").mkdir(parents=True)
-        save_file(original_names(weights), root / name / "dit" / f"sana_wm_{name}.safetensors")
-        (root / name / "config.yaml").write_text(original_config(f"{attention}UCPESinglePathLiteLABothTriton"))
+        write_original(root / name, name, attention)
     (root / "streaming" / "sana_dit").mkdir(parents=True)
     group = {f"model.{name}": x for name, x in original_names(weights).items()}
     other = {"critic": {"model.x": torch.zeros(3)}, "step": 1000}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.sana_wm.pipeline_sana_wm import DEFAULT_CHI_PROMPT
+from gymnasium.utils.env_checker import check_env
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tests.public_layouts import SIZE, write_release
+from tests.public_layouts import SIZE, write_many_step_release, write_release
 
 import sanawm_env  # noqa: F401 - registers the environments
+from sanawm_env.clips import generate
 from sanawm_env.errors import BundleError, ConfigError, SceneError
+from sanawm_env.planned_env import PlannedEnv
 from sanawm_env.sana_wm import load_refiner, open_sana_wm
 from sanawm_env.state import WorldState
 from sanawm_env.world import step
@@ -46,6 +50,55 @@ def options(release: Path, tmp_path: Path) -> dict[str, Any]:
         "precision": "fp32",
         "disable_env_checker": True,
     }
+
+
+@pytest.fixture(scope="module")
+def many_step(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A miniature release of each variant that generates whole clips."""
+    kinds = {"bidirectional": "BidirectionalGDN", "teacher": "ChunkCausalGDN"}
+    return {name: write_many_step_release(tmp_path_factory.mktemp(name), kind) for name, kind in kinds.items()}
+
+
+@pytest.mark.parametrize(
+    ("variant", "refiner"), [("bidirectional", False), ("bidirectional", True), ("teacher", False)]
+)
+def test_the_other_variants_replay_a_planned_clip(
+    options: dict[str, Any],
+    picture: Path,
+    many_step: dict[str, Path],
+    variant: str,
+    refiner: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = {"image": picture, "prompt": "a kitchen", "source": str(many_step[variant]), "refiner": refiner}
+    told = {**options, **start, "variant": variant}
+    env = gymnasium.make("sanawm_env/SanaWM-v0", actions=[[0.4, 0.1]], **told)
+    assert type(env.unwrapped) is PlannedEnv
+    monkeypatch.setattr("sanawm_env.prompts.load_encoder", lambda *_, **__: pytest.fail("the encoder was loaded"))
+    first, info = env.reset(seed=3)
+    _, _, _, truncated, after = env.step([0.4, 0.1])
+    assert truncated and after["followed"] and after["frames"].shape == (24, *SIZE, 3)
+    planned = env.unwrapped._episodes
+    frames = generate(
+        env.unwrapped.model,
+        planned.config.scene.image[None],
+        info["trajectory"][None],
+        seeds=[3],
+        intrinsics=info["intrinsics"][None],
+        text=planned.config.prompts(["a kitchen"]),
+        negative=planned.config.prompts.read_negative(1),
+    ).frames
+    np.testing.assert_array_equal(np.concatenate([first[None], after["frames"]]), frames[0].numpy())
+
+
+def test_gymnasium_has_nothing_to_warn_of_in_a_replay(
+    options: dict[str, Any], picture: Path, many_step: dict[str, Path]
+) -> None:
+    told = {**options, "source": str(many_step["teacher"]), "image": picture, "variant": "teacher"}
+    env = gymnasium.make("sanawm_env/SanaWM-v0", actions=[[0.4, 0.1], [0.2, 0.0]], **told)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped)
 
 
 @pytest.mark.parametrize("refiner", [False, True])
@@ -124,7 +177,9 @@ def test_what_does_not_fit_is_named(options: dict[str, Any], picture: Path, rele
     def make(**changes: Any) -> Any:
         return gymnasium.make("sanawm_env/SanaWM-v0", **{**options, "image": picture, **changes})
 
-    with pytest.raises(ConfigError, match=r"variant is 'teacher'.*generate"):
+    with pytest.raises(ConfigError, match="variant is 'bidirektional'; did you mean 'bidirectional'"):
+        make(variant="bidirektional")
+    with pytest.raises(ConfigError, match=r"variant is 'teacher', but .* holds the streaming model"):
         make(variant="teacher")
     with pytest.raises(SceneError, match="beside image"):
         make(scene=tmp_path)
