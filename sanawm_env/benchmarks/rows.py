@@ -22,7 +22,7 @@ from sanawm_env.model.config import WorldConfig, tiny_config
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.initialise import randomise
 from sanawm_env.model.public_keys import Variant
-from sanawm_env.pretrained import released_config
+from sanawm_env.released import released_config
 from sanawm_env.world import WorldModel
 
 Part = Literal["distilled", "refiner", "teacher", "bidirectional", "diffusers", "sglang", "check"]

@@ -20,7 +20,7 @@ from sanawm_env.benchmarks.rows import PARTS, Bench, BenchSanaWM, Part
 from sanawm_env.bundle import find_device
 from sanawm_env.config import from_mapping, parse_overrides
 from sanawm_env.errors import BackendError, SanaWMError
-from sanawm_env.pretrained import FPS
+from sanawm_env.released import FPS
 
 MEASURE: dict[Part, Callable[[Bench], None]] = {
     "distilled": ours.measure_distilled,
