@@ -15,10 +15,10 @@ from sanawm_env.model.lora import merge_lora, read_lora
 from sanawm_env.model.public_keys import Variant
 from sanawm_env.model.refiner import Refiner, RefinerConfig
 from sanawm_env.pretrained import from_pretrained, plan
+from sanawm_env.prompt_cache import PromptCache
 from sanawm_env.prompts import PromptReader, refiner_source, stage1_source
 from sanawm_env.released import SIZE
 from sanawm_env.scene import Scene, load_scene, prepare_image
-from sanawm_env.text import PromptCache
 from sanawm_env.world import WorldModel
 
 STREAMING = "Efficient-Large-Model/SANA-WM_streaming"

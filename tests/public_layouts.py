@@ -9,21 +9,13 @@ import torch
 import yaml
 from diffusers import AutoencoderKLLTX2Video, SanaWMTransformer3DModel
 from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
-from diffusers.pipelines.ltx2 import LTX2TextConnectors
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import Gemma2Config, Gemma2Model, Gemma3TextConfig, Gemma3TextModel, PreTrainedTokenizerFast
+from tests.tiny_text import make_connectors, make_gemma2, make_gemma3, save_encoder
+from transformers import Gemma2Model
 
 Weights = dict[str, torch.Tensor]
 SIZE = (64, 96)
-WORDS = ["a", "kitchen", "with", "red", "chairs", "User", "Prompt", ":"]
-GEMMA: dict[str, Any] = {
-    "vocab_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "intermediate_size": 16,
-}
+# The text encoders' width is what the denoiser and the refiner of these layouts read.
+TEXT: dict[str, Any] = {"hidden_size": 12, "num_hidden_layers": 2, "head_dim": 8, "intermediate_size": 16}
 
 
 def random_transformer() -> SanaWMTransformer3DModel:
@@ -80,16 +72,12 @@ def write_release(root: Path) -> Path:
     weights = original_names({name: x.clone() for name, x in random_transformer().state_dict().items()})
     torch.save({"generator": {f"model.{name}": x for name, x in weights.items()}}, root / "sana_dit" / "model.pt")
     random_autoencoder(causal=True).save_pretrained(root / "ltx2_causal_vae")
-    torch.manual_seed(2)
-    Gemma2Model(Gemma2Config(hidden_size=12, **GEMMA)).save_pretrained(root / "gemma2")
-    Gemma3TextModel(Gemma3TextConfig(hidden_size=12, **GEMMA)).save_pretrained(root / "gemma3_12b")
-    for name in ("gemma2", "gemma3_12b"):
-        save_tokenizer(root / name)
-    connectors: dict[str, Any] = {"caption_channels": 12, "text_proj_in_factor": 3, "rope_type": "split"}
-    for stream in ("video", "audio"):
-        connectors |= {f"{stream}_connector_num_attention_heads": 2, f"{stream}_connector_attention_head_dim": 6}
-        connectors |= {f"{stream}_connector_num_layers": 1, f"{stream}_connector_num_learnable_registers": 8}
-    LTX2TextConnectors(**connectors).save_pretrained(root / "refiner_diffusers" / "connectors")
+    save_encoder(root / "gemma2", make_gemma2(Gemma2Model, **TEXT))
+    save_encoder(root / "gemma3_12b", make_gemma3(**TEXT))
+    # Of heads that are as wide together as the text.
+    heads = {f"{stream}_connector_attention_head_dim": 6 for stream in ("video", "audio")}
+    connectors = make_connectors(caption_channels=12, text_proj_in_factor=3, **heads)
+    connectors.save_pretrained(root / "refiner_diffusers" / "connectors")
     SanaWMLTX2RefinerTransformer3DModel(**tiny_refiner(16)).save_pretrained(root / "refiner_diffusers" / "transformer")
     return root
 
@@ -104,13 +92,3 @@ def tiny_refiner(channels: int, **changes: Any) -> dict[str, Any]:
     heard = {f"audio_{name}": size for name, size in audio.items()}
     ends = {"in_channels": channels, "out_channels": channels, "audio_in_channels": 4, "audio_out_channels": 4}
     return sizes | heard | ends | {"num_layers": 2, "caption_channels": 12, "rope_type": "split"} | changes
-
-
-def save_tokenizer(folder: Path) -> None:
-    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
-    names = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), special, strict=True))
-    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
