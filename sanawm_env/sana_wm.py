@@ -10,7 +10,8 @@ from typing import Any
 
 from sanawm_env.bundle import Precision
 from sanawm_env.env import SanaWMEnv
-from sanawm_env.errors import BundleError, ConfigError, SceneError, StorageError
+from sanawm_env.errors import BundleError, ConfigError, SceneError
+from sanawm_env.hub import Files, missing, open_files, revision_in
 from sanawm_env.model.lora import merge_lora, read_lora
 from sanawm_env.model.public_keys import Variant
 from sanawm_env.model.refiner import Refiner, RefinerConfig
@@ -103,10 +104,12 @@ def open_sana_wm(
     size: tuple[int, int] = SIZE,
 ) -> tuple[WorldModel, PromptReader | None]:
     """A released checkpoint of any variant, with its refiner if asked for, and what reads prompts for it (None for a
-    model that reads none). Says on stderr what it is about to download. Arguments as in `make_env`.
+    model that reads none). Says on stderr what it is about to download. Arguments as in `make_env`; revision: of
+    `source`, and of text encoder and autoencoder where those are the same repository.
     """
-    for name, size_in_bytes in plan(source, variant=variant, revision=revision, autoencoder=autoencoder):
-        print(f"downloading {name} ({size_in_bytes / 2**30:.2f} GiB)", file=sys.stderr)
+    files, parts = _find_refiner(source, variant, revision) if refiner else (None, ())
+    _announce(plan(source, variant=variant, revision=revision, autoencoder=autoencoder))
+    _announce([] if files is None else missing((files, name) for part in parts for name in files.model(part)))
     model = from_pretrained(
         source,
         variant=variant,
@@ -116,20 +119,22 @@ def open_sana_wm(
         autoencoder=autoencoder,
         size=size,
     )
-    refined, refined_text = None, None
-    if refiner:
-        folder, encoder = _find_refiner(source, variant, revision)
-        refined = load_refiner(folder / "transformer", model, lora=refiner_lora)
-        refined_text = refiner_source(
-            encoder, folder / "connectors", positions=model.config.refiner_caption_length, device=device
-        )
+    refined_text = None
+    if files is not None:
+        transformer, connectors, encoder = (files.fetch_model(part) for part in parts)
+        refined = load_refiner(transformer, model, lora=refiner_lora)
+        refined_text = refiner_source(encoder, connectors, positions=model.config.refiner_caption_length, device=device)
         model = WorldModel(model.config, model.denoiser, model.autoencoder, model.fingerprint, refiner=refined)
     stage1 = None
     if model.config.denoiser.caption_channels is not None:
+        at = revision_in(text_encoder, source, revision)
+        read = open_files(text_encoder, at)
+        _announce(missing((read, name) for name in read.model()))
         stage1 = stage1_source(
             text_encoder,
             _instruction_of(source, instruction),
             positions=model.config.denoiser.caption_length,
+            revision=at,
             device=device,
         )
     if stage1 is None and refined_text is None:
@@ -173,38 +178,28 @@ def load_refiner(folder: str | Path, model: WorldModel, *, lora: str | Path | No
     return Refiner(config, transformer.to(model.device))
 
 
-def _find_refiner(source: str | Path, variant: Variant, revision: str | None) -> tuple[Path, Path]:
-    """Folders of the refiner that belongs to the variant's latents, and of its text encoder."""
+def _find_refiner(source: str | Path, variant: Variant, revision: str | None) -> tuple[Files, tuple[str, str, str]]:
+    """Where the refiner of the variant's latents is: folders of its transformer, its connectors, its text encoder."""
     if variant not in REFINERS:
         raise ConfigError(
             f"variant {variant!r} has no refiner of its own, only {', '.join(REFINERS)} have; pass one of them, "
             "or refiner=False."
         )
     refiner, encoder = REFINERS[variant]
-    root = Path(source).expanduser()
-    if not root.is_dir():
-        root = _downloaded(str(source), revision, [f"{refiner}/*", f"{encoder}/*"])
-    if not (root / refiner / "transformer").is_dir():
-        other = [name for name, (folder, _) in REFINERS.items() if (root / folder / "transformer").is_dir()]
+    files = open_files(source, revision)
+    if not files.directly_in(f"{refiner}/transformer"):
+        other = [name for name, (folder, _) in REFINERS.items() if files.directly_in(f"{folder}/transformer")]
         hint = f"it holds that of a {other[0]} checkpoint, whose weights are others" if other else "it holds none"
         raise BundleError(
             f"{source} has no {refiner}/transformer, the refiner of {variant} latents: {hint}; take the release that "
             "carries both, or refiner=False."
         )
-    return root / refiner, root / encoder
+    return files, (f"{refiner}/transformer", f"{refiner}/connectors", encoder)
 
 
-def _downloaded(name: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise StorageError(
-            f"the refiner of {name} cannot be downloaded ({reason:.200}); check the connection, or give a folder."
-        ) from error
+def _announce(files: list[tuple[str, int]]) -> None:
+    for name, size in files:
+        print(f"downloading {name} ({size / 2**30:.2f} GiB)", file=sys.stderr)
 
 
 def _instruction_of(source: str | Path, given: str | Path | None) -> str | Path | None:

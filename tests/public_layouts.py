@@ -9,11 +9,22 @@ import torch
 import yaml
 from diffusers import AutoencoderKLLTX2Video, SanaWMTransformer3DModel
 from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
+from safetensors.torch import save_file
 from tests.tiny_text import make_connectors, make_gemma2, make_gemma3, save_encoder
 from transformers import Gemma2Model
 
+from sanawm_env.model.public_keys import Variant
+from sanawm_env.pretrained import from_pretrained
+from sanawm_env.world import WorldModel
+
 Weights = dict[str, torch.Tensor]
 SIZE = (64, 96)
+NAMES: dict[str, Variant] = {
+    "original": "bidirectional",
+    "diffusers": "bidirectional",
+    "teacher": "teacher",
+    "streaming": "distilled",
+}
 # The text encoders' width is what the denoiser and the refiner of these layouts read.
 TEXT: dict[str, Any] = {"hidden_size": 12, "num_hidden_layers": 2, "head_dim": 8, "intermediate_size": 16}
 
@@ -66,12 +77,46 @@ def original_config(attention: str) -> str:
     return yaml.safe_dump({"model": model | fixed | chunk, "scheduler": scheduler, "text_encoder": text})
 
 
-def write_release(root: Path) -> Path:
-    """Makes `root` a folder like the streaming release, refiner and both text encoders included; returns it."""
+def write_layouts(root: Path) -> Path:
+    """Makes `root` a folder with one checkpoint in each public layout, all with the same denoiser; returns it."""
+    transformer = random_transformer()
+    weights = {name: x.clone() for name, x in transformer.state_dict().items()}
+    transformer.save_pretrained(root / "diffusers" / "transformer", max_shard_size="200KB")
+    assert len(list((root / "diffusers" / "transformer").glob("*-of-*.safetensors"))) > 1
+    (root / "diffusers" / "model_index.json").write_text('{"_class_name": "SanaWMPipeline"}')
+    (root / "diffusers" / "scheduler").mkdir()
+    (root / "diffusers" / "scheduler" / "scheduler_config.json").write_text('{"shift": 8.0}')
+    for name, attention in (("original", "BidirectionalGDN"), ("teacher", "ChunkCausalGDN")):
+        (root / name / "dit").mkdir(parents=True)
+        save_file(original_names(weights), root / name / "dit" / f"sana_wm_{name}.safetensors")
+        (root / name / "config.yaml").write_text(original_config(f"{attention}UCPESinglePathLiteLABothTriton"))
+    looking_ahead = random_autoencoder(causal=False)
+    for name in ("original", "diffusers"):
+        looking_ahead.save_pretrained(root / name / "vae")
+    write_streaming(root / "streaming")
+    return root
+
+
+def write_streaming(root: Path) -> None:
+    """The streaming layout's denoiser, among other things that its training kept, and its autoencoder."""
     (root / "sana_dit").mkdir(parents=True)
     weights = original_names({name: x.clone() for name, x in random_transformer().state_dict().items()})
-    torch.save({"generator": {f"model.{name}": x for name, x in weights.items()}}, root / "sana_dit" / "model.pt")
+    other = {"critic": {"model.x": torch.zeros(3)}, "step": 1000}
+    group = {f"model.{name}": x for name, x in weights.items()}
+    torch.save({"generator": group, **other}, root / "sana_dit" / "model.pt")
     random_autoencoder(causal=True).save_pretrained(root / "ltx2_causal_vae")
+
+
+def load(source: Path | str, layouts: Path, name: str, **options: Any) -> WorldModel:
+    """The tiny world of a layout, on the CPU in fp32."""
+    options = {"autoencoder": layouts / "original"} | options if name == "teacher" else options
+    told: dict[str, Any] = {"variant": NAMES[name], "device": "cpu", "precision": "fp32", "size": SIZE}
+    return from_pretrained(source, **(told | options))
+
+
+def write_release(root: Path) -> Path:
+    """Makes `root` a folder like the streaming release, refiner and both text encoders included; returns it."""
+    write_streaming(root)
     save_encoder(root / "gemma2", make_gemma2(Gemma2Model, **TEXT))
     save_encoder(root / "gemma3_12b", make_gemma3(**TEXT))
     # Of heads that are as wide together as the text.

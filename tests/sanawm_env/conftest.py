@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,3 +27,11 @@ def connectors() -> Any:
     from tests.tiny_text import make_connectors
 
     return make_connectors()
+
+
+@pytest.fixture(scope="session")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one checkpoint in each public layout, all with the same denoiser."""
+    from tests.public_layouts import write_layouts
+
+    return write_layouts(tmp_path_factory.mktemp("layouts"))
