@@ -132,7 +132,7 @@ def open_sana_wm(
         _announce(missing((read, name) for name in read.model()))
         stage1 = stage1_source(
             text_encoder,
-            _instruction_of(source, instruction),
+            _instruction_of(source, revision, instruction),
             positions=model.config.denoiser.caption_length,
             revision=at,
             device=device,
@@ -202,13 +202,13 @@ def _announce(files: list[tuple[str, int]]) -> None:
         print(f"downloading {name} ({size / 2**30:.2f} GiB)", file=sys.stderr)
 
 
-def _instruction_of(source: str | Path, given: str | Path | None) -> str | Path | None:
+def _instruction_of(source: str | Path, revision: str | None, given: str | Path | None) -> str | Path | None:
     """Where the instruction is told: where the caller says, in the checkpoint, or (None) in diffusers' pipeline."""
     if given is not None:
         return given
-    folder = Path(source).expanduser()
-    told = any((folder / name).is_file() for name in ("config.yaml", "model_index.json"))
-    return folder if told else None
+    files = open_files(source, revision)
+    told = [name for name in ("config.yaml", "model_index.json") if name in files.sizes]
+    return files.path(told[0]).parent if told else None
 
 
 def _start(

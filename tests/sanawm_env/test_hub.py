@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.local_hub import Hub, serving
-from tests.public_layouts import SIZE, load, write_release
+from tests.public_layouts import SIZE, load, original_config, write_release
 
 from sanawm_env.errors import BundleError
 from sanawm_env.pretrained import plan
@@ -104,3 +104,11 @@ def test_all_that_is_downloaded_is_told_before_and_of_one_revision(
 def test_another_repository_is_read_at_its_newest(whole: Hub, layouts: Path) -> None:
     plan(layouts / "teacher", variant="teacher", autoencoder=whole.repository)
     assert whole.asked == {"main"}
+
+
+def test_the_instruction_is_that_of_the_repository(whole: Hub, tmp_path: Path) -> None:
+    (whole.folder / "config.yaml").write_text(original_config(""))
+    told: dict[str, Any] = {"text_encoder": whole.folder / "gemma2", "device": "cpu", "size": SIZE}
+    _, prompts = open_sana_wm(whole.repository, prompt_cache=tmp_path / "prompts", **told)
+    assert prompts is not None and prompts.denoiser is not None
+    assert prompts.denoiser.recipe.instruction == "User Prompt: "
