@@ -230,21 +230,7 @@ class Episodes:
                 f"the state is {reprlib.repr(taken)} ({type(taken).__name__}), allowed is a Snapshot; pass one from "
                 "get_state() or Snapshot.load()."
             )
-        if taken.world.fingerprint != self.model.fingerprint:
-            raise StateError(
-                f"the snapshot is of bundle {taken.world.fingerprint[:12]!r}, this environment runs "
-                f"{self.model.fingerprint[:12]!r}; make the environment with the bundle that took it."
-            )
-        if taken.world.batch_size != self.batch:
-            raise StateError(
-                f"the snapshot holds {taken.world.batch_size} worlds, this environment {self.batch}; "
-                "make one of that size."
-            )
-        if taken.actions != repr(self.action_map):
-            raise StateError(
-                f"the snapshot was taken with action map {taken.actions}, this environment has {self.action_map!r}; "
-                "build it with the same map."
-            )
+        taken.check(self.model.fingerprint, self.batch, repr(self.action_map))
         self.decode = taken.world.decoder is not None
         self.running = Running(
             world=taken.world.clone().to(self.model.device),

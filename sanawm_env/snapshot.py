@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from sanawm_env.errors import StorageError
+from sanawm_env.errors import StateError, StorageError
 from sanawm_env.state import WorldState
 
 if TYPE_CHECKING:
@@ -37,6 +37,23 @@ class Snapshot:
     task: dict[str, Any]
     rng: dict[str, Any]
     actions: str
+
+    def check(self, fingerprint: str, batch: int, actions: str) -> None:
+        """StateError unless the snapshot is of the bundle with this fingerprint, this many worlds and this map."""
+        if self.world.fingerprint != fingerprint:
+            raise StateError(
+                f"the snapshot is of bundle {self.world.fingerprint[:12]!r}, this environment runs "
+                f"{fingerprint[:12]!r}; make the environment with the bundle that took it."
+            )
+        if self.world.batch_size != batch:
+            raise StateError(
+                f"the snapshot holds {self.world.batch_size} worlds, this environment {batch}; make one of that size."
+            )
+        if self.actions != actions:
+            raise StateError(
+                f"the snapshot was taken with action map {self.actions}, this environment has {actions}; "
+                "build it with the same map."
+            )
 
     def save(self, folder: str | Path) -> None:
         """Writes the snapshot to a new folder, complete or not at all. Raises StorageError."""
