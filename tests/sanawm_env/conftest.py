@@ -1,11 +1,23 @@
-"""Models that several files of tests read and none changes; each is built when first asked for."""
+"""What several files of tests share: models that none of them changes, built when first asked for; an environment."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from sanawm_env.env import SanaWMEnv
+    from sanawm_env.world import WorldModel
+
+
+@pytest.fixture
+def env(tiny_model: WorldModel) -> SanaWMEnv:
+    """Free driving in a world of random weights; its own for each test."""
+    from sanawm_env.env import SanaWMEnv
+
+    return SanaWMEnv(tiny_model, task="drive")
 
 
 @pytest.fixture(scope="session")
