@@ -14,6 +14,7 @@ from torch import Tensor
 from sanawm_env.benchmarks.ours import Clip
 from sanawm_env.benchmarks.rows import Bench
 from sanawm_env.benchmarks.streaming import relative_difference
+from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.public_keys import RENAMED
 from sanawm_env.world import WorldModel
 
@@ -29,19 +30,7 @@ def measure_diffusers(bench: Bench) -> None:
     model = bench.world("bidirectional")
     shape = model.config.denoiser
     with torch.device("meta"):
-        transformer = model_class(
-            in_channels=shape.in_channels,
-            num_layers=shape.depth,
-            hidden_size=shape.hidden_size,
-            num_attention_heads=shape.cross_heads,
-            softmax_every_n=shape.softmax_every_n,
-            linear_head_dim=shape.head_dim,
-            conv_kernel_size=shape.conv_kernel,
-            chunk_plucker_channels=shape.plucker_channels,
-            chunk_plucker_post_attn_blocks=shape.depth,
-            caption_channels=shape.caption_channels,
-            mlp_ratio=shape.mlp_ratio,
-        )
+        transformer = model_class(**diffusers_config(shape))
         autoencoder = autoencoder_class.from_config(model.autoencoder.vae.config)
     # The table of rotations is no weight, and on the meta device it holds nothing.
     rope = transformer.rope
@@ -76,6 +65,23 @@ def measure_diffusers(bench: Bench) -> None:
     for length in bench.config.lengths:
         bench.row(f"diffusers.{length}", partial(_compared, bench, model, forward, length))
     bench.row("diffusers.decode", decode)
+
+
+def diffusers_config(shape: DenoiserConfig) -> dict[str, Any]:
+    """Arguments of diffusers' `SanaWMTransformer3DModel` for a denoiser of the same weights."""
+    return {
+        "in_channels": shape.in_channels,
+        "num_layers": shape.depth,
+        "hidden_size": shape.hidden_size,
+        "num_attention_heads": shape.cross_heads,
+        "softmax_every_n": shape.softmax_every_n,
+        "linear_head_dim": shape.head_dim,
+        "conv_kernel_size": shape.conv_kernel,
+        "chunk_plucker_channels": shape.plucker_channels,
+        "chunk_plucker_post_attn_blocks": shape.depth,
+        "caption_channels": shape.caption_channels,
+        "mlp_ratio": shape.mlp_ratio,
+    }
 
 
 def measure_sglang(bench: Bench) -> None:
