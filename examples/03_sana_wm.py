@@ -17,11 +17,14 @@ parser.add_argument("--text-encoder", default="Efficient-Large-Model/gemma-2-2b-
 parser.add_argument("--size", type=int, nargs=2, default=(704, 1280), help="height and width of frames in pixels")
 parser.add_argument("--steps", type=int, default=3)
 parser.add_argument("--device", default=None, help="cpu or cuda; the best there is if left out")
+parser.add_argument(
+    "--offload", choices=("parts", "blocks"), help="for a card smaller than the model: the same, slower"
+)
 args = parser.parse_args()
 
 world = {"source": args.source, "text_encoder": args.text_encoder, "size": tuple(args.size), "refiner": False}
 start = {"image": args.image, "prompt": args.prompt}
-env = gym.make("sanawm_env/SanaWM-v0", **world, **start, device=args.device)
+env = gym.make("sanawm_env/SanaWM-v0", **world, **start, device=args.device, offload=args.offload)
 env = RecordEpisodes(env, "outputs/sana_wm")
 _, info = env.reset(seed=0)
 print("poses are in", "metres" if info["calibrated"] else "units of the model: the scale of a picture is not known")

@@ -23,13 +23,18 @@ MIN_CAPABILITY = (8, 0)
 _log = logging.getLogger("sanawm_env.kernels")
 
 
-def resolve(backend: str, device: torch.device | str, *, op: str = "kernel") -> Resolved:
+def resolve(backend: str, device: torch.device | str, *, op: str = "kernel", gradients: bool = False) -> Resolved:
     """Implementation that `op` runs on `device`: "reference" (plain torch) or "fused" (Triton).
 
     "auto" takes "fused" on a CUDA device that can run it and "reference" elsewhere; "fused" where it cannot run is a
     BackendError. Triton's interpreter (TRITON_INTERPRET=1, for tests) runs "fused" on a CPU, but only when asked for.
-    The choice is logged once, at level DEBUG, under "sanawm_env.kernels".
+    gradients: whether the result's gradients are wanted and the op's fused form has none. The choice is logged once,
+    at level DEBUG, under "sanawm_env.kernels".
     """
+    if gradients and backend == "auto":
+        return "reference"
+    if gradients and backend == "fused":
+        raise BackendError(f"backend 'fused' of {op} has no gradients.\nUse 'auto' or 'reference', or torch.no_grad().")
     device = torch.device(device)
     return _resolve(backend, device.type, device.index, op)
 
@@ -60,6 +65,11 @@ def fused_obstacle(device: torch.device) -> str:
     if capability < MIN_CAPABILITY:
         return f"compute capability {capability[0]}.{capability[1]} is below {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
     return ""
+
+
+def needs_gradients(*tensors: torch.Tensor) -> bool:
+    """Whether autograd records what is computed from these."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def interpreting() -> bool:

@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +26,7 @@ from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.checkpoint import SHARD_BYTES, differences, fill, read_weights, shapes_of, write_weights
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.denoiser import Denoiser
+from sanawm_env.model.offload import Offload, home, offload_part
 from sanawm_env.world import WorldModel
 
 EMBEDDED = Path(__file__).parent / "bundles"
@@ -35,26 +36,32 @@ LICENCE = "Apache-2.0"
 AGAIN = "install or download the bundle again."
 Precision = Literal["auto", "bf16", "fp32"]
 
-_loaded: dict[tuple[str, str, str, torch.dtype], WorldModel] = {}
+_loaded: dict[tuple[str, str, str, torch.dtype, Offload | None], WorldModel] = {}
 _lock = threading.Lock()
 
 
 def load(
-    name_or_path: str | Path = "rooms", *, device: torch.device | str | None = None, precision: Precision = "auto"
+    name_or_path: str | Path = "rooms",
+    *,
+    device: torch.device | str | None = None,
+    precision: Precision = "auto",
+    offload: Offload | None = None,
 ) -> WorldModel:
     """The world model of an embedded bundle's name or of a bundle's folder; loaded once a process, then shared.
 
     device: see `find_device`. precision: "auto" is bf16 where the device multiplies it natively, fp32 elsewhere.
+    offload: see `find_offload`.
     BundleError: an unknown name, a missing or damaged file, a bundle of another format.
     """
     folder = _folder(name_or_path)
     target = find_device(device)
     dtype = find_dtype(precision, target)
+    moved = find_offload(offload, target)
     description, fingerprint = _read_description(folder)
-    key = (str(folder), fingerprint, str(target), dtype)
+    key = (str(folder), fingerprint, str(target), dtype, moved)
     with _lock:
         if key not in _loaded:
-            _loaded[key] = _build(folder, description, fingerprint, target, dtype)
+            _loaded[key] = _build(folder, description, fingerprint, target, dtype, moved)
         return _loaded[key]
 
 
@@ -85,6 +92,19 @@ def find_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if native_bf16(device) else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def find_offload(offload: Offload | None, device: torch.device) -> Offload | None:
+    """What is moved onto a device only while it computes: nothing (None), the "parts" of a world one after another, or
+    each transformer block by itself too ("blocks"). Always None on a CPU, whose memory the weights are in already.
+    ConfigError: any other name.
+    """
+    if offload not in (None, *get_args(Offload)):
+        raise ConfigError(
+            f"offload is {offload!r}, allowed is None (all weights stay on the device), 'parts' or 'blocks' (least "
+            "memory, slowest)."
+        )
+    return None if device.type == "cpu" else offload
 
 
 def check_target(directory: str | Path, replace: bool) -> Path:
@@ -147,14 +167,19 @@ def assemble(
     device: torch.device,
     dtype: torch.dtype,
     fingerprint: str,
+    offload: Offload | None = None,
 ) -> WorldModel:
-    """The world of `empty_parts` filled with weights, which `read` returns by part and name."""
+    """The world of `empty_parts` filled with weights, which `read` returns by part and name. offload: as `find_offload`
+    gives it.
+    """
     denoiser, autoencoder = parts["denoiser"], parts["autoencoder"]
     assert isinstance(denoiser, Denoiser)
     assert isinstance(autoencoder, Autoencoder)
-    fill(denoiser, read["denoiser"], device, dtype)
-    fill(autoencoder, read["autoencoder"], device, dtype)
+    fill(denoiser, read["denoiser"], home(offload, device), dtype)
+    fill(autoencoder, read["autoencoder"], home(offload, device), dtype)
     causal_video.lay_out(autoencoder.vae)
+    offload_part(denoiser, offload, device)
+    offload_part(autoencoder, offload, device)
     return WorldModel(config, denoiser, autoencoder, fingerprint)
 
 
@@ -193,7 +218,12 @@ def _fingerprint(config: Any, files: Any) -> str:
 
 
 def _build(
-    folder: Path, told: dict[str, Any], fingerprint: str, device: torch.device, dtype: torch.dtype
+    folder: Path,
+    told: dict[str, Any],
+    fingerprint: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    offload: Offload | None,
 ) -> WorldModel:
     config = _config(folder, told["config"])
     for name, expected in told["files"].items():
@@ -206,7 +236,7 @@ def _build(
         if mismatch:
             raise BundleError(f"{folder}: the {stem}'s weights do not fit its config ({mismatch}); {AGAIN}")
         read[stem] = weights.__getitem__
-    return assemble(config, parts, read, device, dtype, fingerprint)
+    return assemble(config, parts, read, device, dtype, fingerprint, offload)
 
 
 def _config(folder: Path, mapping: Any) -> WorldConfig:

@@ -17,6 +17,7 @@ from sanawm_env.model.autoencoder import to_uint8
 from sanawm_env.model.chunks import clip_chunks
 from sanawm_env.model.clip_sampler import sample_clip
 from sanawm_env.model.config import WorldConfig
+from sanawm_env.model.offload import on_device
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.state import StepOutput, WorldState
 from sanawm_env.world import WorldModel, check_seeds, check_text, initial, refiner_text, step, told
@@ -58,17 +59,18 @@ def generate(
         noise = normal(state.seed, state.chunk, 0, shape, device=model.device)
     chunk = latents - 1 if model.config.variant == "bidirectional" else model.config.chunk_latents
     chunks = clip_chunks(latents, chunk)
-    sampled = sample_clip(
-        model.denoiser,
-        model.config.schedule,
-        noise.to(model.device, model.dtype),
-        state.first_latent,
-        told(model, state, path[:, 1:], chunks),
-        chunks,
-        negative=negative,
-        interval=interval,
-        progress=progress,
-    )
+    with on_device(model.denoiser):
+        sampled = sample_clip(
+            model.denoiser,
+            model.config.schedule,
+            noise.to(model.device, model.dtype),
+            state.first_latent,
+            told(model, state, path[:, 1:], chunks),
+            chunks,
+            negative=negative,
+            interval=interval,
+            progress=progress,
+        )
     refined = _refined(model, model.refiner, state.seed, state.text, sampled) if decode and model.refiner else None
     frames = _decoded(model, sampled if refined is None else refined) if decode else None
     return StepOutput(frames, sampled, path, refined)
@@ -107,12 +109,13 @@ def _refined(model: WorldModel, refiner: Refiner, seed: Tensor, text: Mapping[st
     if model.config.variant == "bidirectional":
         noise = normal(seed, first, 1, (latents.shape[1] - 1, *shape), device=model.device)
         return refiner.refine_clip(latents, noise, *reading)
-    window = refiner.open(refiner.empty_state(latents.shape[0], model.config.grid), latents[:, :1], *reading)
     parts, count = [latents[:, :1]], model.config.chunk_latents
-    for chunk, block in enumerate(latents[:, 1:].split(count, dim=1)):
-        noise = normal(seed, first + chunk, 1, (count, *shape), device=model.device)
-        refined, window = refiner.refine(window, block, noise, *reading)
-        parts.append(refined)
+    with on_device(refiner):
+        window = refiner.open(refiner.empty_state(latents.shape[0], model.config.grid), latents[:, :1], *reading)
+        for chunk, block in enumerate(latents[:, 1:].split(count, dim=1)):
+            noise = normal(seed, first + chunk, 1, (count, *shape), device=model.device)
+            refined, window = refiner.refine(window, block, noise, *reading)
+            parts.append(refined)
     return torch.cat(parts, dim=1)
 
 
@@ -123,9 +126,10 @@ def _decoded(model: WorldModel, latents: Tensor) -> Tensor:
         return to_uint8(autoencoder.decode_tiled(latents))
     cache = autoencoder.initial_cache(latents.shape[0], *model.config.grid, model.dtype, model.device)
     frames = []
-    for part in (latents[:, :1], *latents[:, 1:].split(model.config.chunk_latents, dim=1)):
-        pixels, cache = autoencoder.decode(part.to(model.dtype), cache)
-        frames.append(to_uint8(pixels))
+    with on_device(autoencoder):
+        for part in (latents[:, :1], *latents[:, 1:].split(model.config.chunk_latents, dim=1)):
+            pixels, cache = autoencoder.decode(part.to(model.dtype), cache)
+            frames.append(to_uint8(pixels))
     return torch.cat(frames, dim=1)
 
 

@@ -28,8 +28,10 @@ from sanawm_env.layouts import HUB_AUTOENCODER
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.denoiser import Denoiser
+from sanawm_env.model.offload import Offload, resident_bytes
 from sanawm_env.model.public_keys import Variant
-from sanawm_env.model.refiner import Refiner, RefinerConfig
+from sanawm_env.model.refiner import Refiner
+from sanawm_env.model.refiner_state import RefinerConfig
 from sanawm_env.released import released_config
 from sanawm_env.sana_wm import REFINERS, STREAMING, TEXT_ENCODER
 from sanawm_env.world import WorldModel
@@ -96,6 +98,8 @@ def examine(bench: Path = BENCH) -> dict[str, Any]:
     gpus, reason = _gpus()
     memory = _memory()
     free = gpus[0]["memory_free_bytes"] if gpus else memory["available_bytes"]
+    # Without a GPU the weights are in host memory anyway, and offloading saves nothing.
+    host = memory["available_bytes"] if gpus else 0
     facts = machine(device)
     return {
         "machine": {
@@ -111,7 +115,7 @@ def examine(bench: Path = BENCH) -> dict[str, Any]:
         "extras": {name: _extra(name) for name in EXTRAS},
         "hub": _hub(),
         "weights": {name: _cached(name, parts) for name, parts in RELEASES.items()},
-        "fits": [row | _verdict(row["bytes"], free) for row in requirements()],
+        "fits": [row | _verdict(row, free, host) for row in requirements()],
         "seconds_a_chunk": _speeds(bench),
     }
 
@@ -119,8 +123,9 @@ def examine(bench: Path = BENCH) -> dict[str, Any]:
 def requirements() -> list[dict[str, Any]]:
     """Bytes that each released world and Rooms keep in memory, by precision, with and without refiner.
 
-    bytes: denoiser, autoencoder, refiner, state of one world by part, and their total. Activations are not among them,
-    nor is a text encoder, which is there only while it reads a new prompt.
+    bytes: denoiser, autoencoder, refiner, state of one world by part, and their total. offloaded: bytes that are on the
+    device at once, state included, by mode of offloading. Activations are not among them, nor is a text encoder, which
+    is there only while it reads a new prompt.
     """
     configs = {"rooms": from_mapping(WorldConfig, bundle.description("rooms")["config"])}
     configs |= {variant: released_config(variant) for variant in get_args(Variant)}
@@ -139,7 +144,12 @@ def requirements() -> list[dict[str, Any]]:
                 count: dict[str, Any] = {part: _bytes_of(module.to(dtype)) for part, module in parts.items()}
                 state = model.empty_state(1).nbytes()
                 count |= {"state": state, "total": sum(count.values()) + state["total"]}
-                rows.append({"world": name, "refiner": refined is not None, "precision": precision, "bytes": count})
+                least = {
+                    mode: max(resident_bytes(module, mode) for module in parts.values()) + state["total"]
+                    for mode in get_args(Offload)
+                }
+                row = {"world": name, "refiner": refined is not None, "precision": precision, "bytes": count}
+                rows.append(row | {"offloaded": least})
     return rows
 
 
@@ -275,9 +285,18 @@ def _bytes_of(module: nn.Module) -> int:
     return sum(x.nbytes for x in module.state_dict().values())
 
 
-def _verdict(count: Mapping[str, Any], free: int | None) -> dict[str, Any]:
+def _verdict(row: Mapping[str, Any], free: int | None, host: int | None) -> dict[str, Any]:
+    """Whether a world fits, and where it does not, the fastest mode of offloading with which it does, or None.
+
+    host: bytes of host memory for the weights that are offloaded.
+    """
+    count = row["bytes"]
     left = None if free is None else free - count["total"]
-    return {"fits": None if left is None else left >= 0, "left_bytes": left}
+    fits = None if left is None else left >= 0
+    mode = None
+    if free is not None and not fits and (host or 0) >= count["total"] - count["state"]["total"]:
+        mode = next((name for name, least in row["offloaded"].items() if least <= free), None)
+    return {"fits": fits, "left_bytes": left, "offload": mode}
 
 
 def _speeds(path: Path) -> dict[str, Any] | None:
@@ -331,6 +350,8 @@ def _fit_rows(fits: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
         verdict = "free memory not known" if left is None else "fits, " if row["fits"] else "does not fit, "
         if left is not None:
             verdict += f"{_size(abs(left))} {'left' if row['fits'] else 'missing'}"
+        if row["offload"]:
+            verdict += f"; fits with offload={row['offload']!r}: {_size(row['offloaded'][row['offload']])}"
         name = f"{row['world']}{' + refiner' if row['refiner'] else ''}"
         yield name, row["precision"], _size(total - state), _size(state), _size(total), verdict
 

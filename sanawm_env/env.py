@@ -13,6 +13,7 @@ from sanawm_env.actions import ActionMap
 from sanawm_env.config import from_mapping
 from sanawm_env.episodes import EnvConfig, Episodes, Precision, open_model
 from sanawm_env.errors import ConfigError, LifecycleError, SceneError
+from sanawm_env.model.offload import Offload
 from sanawm_env.snapshot import Snapshot
 from sanawm_env.spaces import action_space, check_choice, observation_space
 from sanawm_env.start import check_seed, read_options
@@ -43,6 +44,7 @@ class Worlds:
         *,
         device: str | None = None,
         precision: Precision = "auto",
+        offload: Offload | None = None,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
@@ -55,7 +57,7 @@ class Worlds:
         if render_mode is not None:
             check_choice("render_mode", render_mode, RENDER_MODES)
         config = read_config(options)
-        self._adopt(Episodes(open_model(bundle, device, precision), config, num_envs), render_mode)
+        self._adopt(Episodes(open_model(bundle, device, precision, offload), config, num_envs), render_mode)
 
     def _adopt(self, episodes: Episodes, render_mode: str | None) -> None:
         """Makes these episodes the environment's own; spaces are those of one world."""
@@ -140,10 +142,10 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
     """One world that an agent steps a chunk of F frames at a time.
 
     bundle: name or folder of a world model, which all environments of a process share, or a `WorldModel`. device: where
-    to run it, the best there is if None. precision: "auto", "bf16" or "fp32". render_mode: None, "rgb_array" (the
-    newest frame) or "rgb_array_list" (all frames since the last call); to watch live, wrap the
-    environment in `wrappers.viewer.RerunViewer`. options: the fields of `episodes.EnvConfig`: action_map,
-    action_options, action_mode, observation, frames, task, horizon, strict.
+    to run it, the best there is if None. precision: "auto", "bf16" or "fp32". offload: None, or "parts" or "blocks" of
+    `bundle.load`. render_mode: None, "rgb_array" (the newest frame) or "rgb_array_list" (all frames since the last
+    call); to watch live, wrap the environment in `wrappers.viewer.RerunViewer`. options: the fields of
+    `episodes.EnvConfig`: action_map, action_options, action_mode, observation, frames, task, horizon, strict.
 
     `step` returns exactly F frames; k steps after a reset make 1 + kF. The reward is the sum over the chunk's frames
     up to the end of the episode. `terminated` comes from the task alone, `truncated` from the horizon, the task's time
@@ -164,11 +166,12 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
         *,
         device: str | None = None,
         precision: Precision = "auto",
+        offload: Offload | None = None,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
         given = {"frames": "all", **options}
-        self._open(1, bundle, device=device, precision=precision, render_mode=render_mode, **given)
+        self._open(1, bundle, device=device, precision=precision, offload=offload, render_mode=render_mode, **given)
         self._shown: list[np.ndarray] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -20,6 +20,7 @@ import torch
 from sanawm_env import world as worlds
 from sanawm_env.actions import ActionMap, make_action_map
 from sanawm_env.errors import ActionError, ConfigError, StateError, TaskError
+from sanawm_env.model.offload import Offload
 from sanawm_env.rigid import CAMERA_FROM_BODY, body_velocity
 from sanawm_env.running import REASONS, SUCCESS, TASK, Judged, Running, drop_faulty, judge, rooms_of
 from sanawm_env.snapshot import Snapshot
@@ -83,12 +84,19 @@ class Outcome:
     info: dict[str, np.ndarray]
 
 
-def open_model(bundle: str | Path | WorldModel, device: str | torch.device | None, precision: Precision) -> WorldModel:
+def open_model(
+    bundle: str | Path | WorldModel,
+    device: str | torch.device | None,
+    precision: Precision,
+    offload: Offload | None = None,
+) -> WorldModel:
     """The model itself, or the one that this process shares for the bundle's name or folder."""
     from sanawm_env.bundle import find_device, load
 
     if not isinstance(bundle, WorldModel):
-        return load(bundle, device=device, precision=precision)
+        return load(bundle, device=device, precision=precision, offload=offload)
+    if offload is not None:
+        raise ConfigError(f"offload is {offload!r}, but the model is loaded already; say it to what loads the model.")
     if device is not None:
         asked = find_device(device)
         if asked.type != bundle.device.type or asked.index not in (None, bundle.device.index):

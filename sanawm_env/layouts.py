@@ -89,7 +89,7 @@ def choose(source: str | Path, variant: Variant, revision: str | None, autoencod
     # A folder given as the autoencoder may be the autoencoder's own.
     folders = AUTOENCODERS if autoencoder is None else (*AUTOENCODERS, "")
     for folder in folders if variant != "distilled" else ("ltx2_causal_vae", *folders):
-        config, weights = below(folder, "config.json"), _weights_in(home, folder)
+        config, weights = below(folder, "config.json"), weights_in(home, folder)
         if config in home.sizes and weights:
             return Chosen(variant, place, layout, home, config, weights)
     raise BundleError(
@@ -103,9 +103,9 @@ def _layout(place: Files) -> Layout:
         return Layout("bundle", tuple(_safetensors_in(place, "")), (bundle.DESCRIPTION,))
     if STREAMING_WEIGHTS in place.sizes:
         return Layout("streaming", (STREAMING_WEIGHTS,), _those_of(place, ORIGINAL_CONFIG))
-    if weights := _weights_in(place, "transformer"):
+    if weights := weights_in(place, "transformer"):
         return Layout("diffusers", weights, _those_of(place, "transformer/config.json", SCHEDULER_CONFIG))
-    if weights := _weights_in(place, "dit"):
+    if weights := weights_in(place, "dit"):
         if ORIGINAL_CONFIG not in place.sizes:
             raise BundleError(f"{place.name} has weights in dit/ but no {ORIGINAL_CONFIG}; take it from the original.")
         return Layout("original", weights, (ORIGINAL_CONFIG,))
@@ -124,7 +124,7 @@ def _safetensors_in(place: Files, folder: str) -> list[str]:
     return [name for name in place.directly_in(folder) if name.endswith(".safetensors")]
 
 
-def _weights_in(place: Files, folder: str) -> tuple[str, ...]:
+def weights_in(place: Files, folder: str) -> tuple[str, ...]:
     """The weight files of a folder: diffusers' whole or sharded ones, else all. BundleError names a missing shard."""
     names = _safetensors_in(place, folder)
     if below(folder, WHOLE_WEIGHTS) in names:

@@ -18,8 +18,8 @@ from torch import Tensor
 from sanawm_env import bundle
 from sanawm_env.bundle import Precision
 from sanawm_env.errors import BundleError, ConfigError
-from sanawm_env.hub import missing
-from sanawm_env.layouts import HUB_AUTOENCODER, ORIGINAL_CONFIG, SCHEDULER_CONFIG, Chosen, choose
+from sanawm_env.hub import missing, open_files
+from sanawm_env.layouts import HUB_AUTOENCODER, ORIGINAL_CONFIG, SCHEDULER_CONFIG, Chosen, choose, weights_in
 from sanawm_env.model.autoencoder import AutoencoderConfig
 from sanawm_env.model.checkpoint import (
     StoredWeights,
@@ -30,6 +30,7 @@ from sanawm_env.model.checkpoint import (
     shapes_of,
 )
 from sanawm_env.model.config import DenoiserConfig, WorldConfig
+from sanawm_env.model.offload import Offload
 from sanawm_env.model.public_keys import (
     STREAMING_ENTRY,
     Variant,
@@ -53,6 +54,7 @@ def from_pretrained(
     revision: str | None = None,
     device: torch.device | str | None = None,
     precision: Precision = "auto",
+    offload: Offload | None = None,
     autoencoder: str | Path | None = None,
     size: tuple[int, int] = SIZE,
 ) -> WorldModel:
@@ -60,7 +62,7 @@ def from_pretrained(
 
     source: a Hub id such as "Efficient-Large-Model/SANA-WM_streaming", or a folder in one of the public layouts
     (`layouts.LAYOUTS`). variant: what its weights were trained as. revision: branch, tag or commit of a Hub id. device,
-    precision: of `bundle.load`. autoencoder: where the autoencoder comes from, for a source that has none (the
+    precision, offload: of `bundle.load`. autoencoder: where the autoencoder comes from, for a source that has none (the
     chunk-causal teacher) or in place of its own: a Hub id, a folder with one inside, or its own folder. size: height
     and width of frames in pixels; the released weights are trained for 704x1280. A bundle of ours has both of its own.
     What is missing is downloaded; `plan` tells it beforehand. BundleError: nothing is found, or tensors are missing,
@@ -68,10 +70,11 @@ def from_pretrained(
     """
     target = bundle.find_device(device)
     dtype = bundle.find_dtype(precision, target)
+    moved = bundle.find_offload(offload, target)
     chosen = choose(source, variant, revision, autoencoder)
     if chosen.layout.kind == "bundle":
-        return _our_bundle(chosen, target, precision, size)
-    return _build(chosen, target, dtype, size)
+        return _our_bundle(chosen, target, precision, size, moved)
+    return _build(chosen, target, dtype, size, moved)
 
 
 def plan(
@@ -115,9 +118,23 @@ def convert(
     return bundle.save(target, model, provenance, bits=16, replace=replace, shard_bytes=SHARD_BYTES, licence=licence)
 
 
-def _our_bundle(chosen: Chosen, device: torch.device, precision: Precision, size: tuple[int, int]) -> WorldModel:
+def open_saved(folder: Path) -> tuple[dict[str, Any], StoredWeights]:
+    """config.json and weights of a module as diffusers saves it in a folder. BundleError: one is missing or damaged."""
+    place = open_files(folder)
+    weights = weights_in(place, "")
+    if "config.json" not in place.sizes or not weights:
+        raise BundleError(
+            f"{folder} holds {listed(sorted(place.sizes)) or 'no files'}, expected config.json and *.safetensors; copy "
+            "or download it again."
+        )
+    return _read_mapping(place.path("config.json")), open_safetensors(place.path(name) for name in weights)
+
+
+def _our_bundle(
+    chosen: Chosen, device: torch.device, precision: Precision, size: tuple[int, int], offload: Offload | None
+) -> WorldModel:
     paths = [place.path(name) for place, name in chosen.needed]
-    model = bundle.load(paths[0].parent, device=device, precision=precision)
+    model = bundle.load(paths[0].parent, device=device, precision=precision, offload=offload)
     config = model.config
     if config.variant != chosen.variant:
         raise ConfigError(
@@ -132,7 +149,9 @@ def _our_bundle(chosen: Chosen, device: torch.device, precision: Precision, size
     return model
 
 
-def _build(chosen: Chosen, device: torch.device, dtype: torch.dtype, size: tuple[int, int]) -> WorldModel:
+def _build(
+    chosen: Chosen, device: torch.device, dtype: torch.dtype, size: tuple[int, int], offload: Offload | None = None
+) -> WorldModel:
     told = _told(chosen)
     read_config = autoencoder_config(_read_mapping(chosen.autoencoder_place.path(chosen.autoencoder_config)))
     if chosen.variant == "distilled" and not read_config.decoder_causal:
@@ -163,7 +182,7 @@ def _build(chosen: Chosen, device: torch.device, dtype: torch.dtype, size: tuple
             "again, with the config files that belong to it."
         )
     inspected = _Inspected(config, stored)
-    model = bundle.assemble(config, parts, inspected.readers, device, dtype, "")
+    model = bundle.assemble(config, parts, inspected.readers, device, dtype, "", offload)
     if inspected.not_finite:
         raise BundleError(
             f"{len(inspected.not_finite)} tensors of {chosen.place.name} hold NaN or infinity "

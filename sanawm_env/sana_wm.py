@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sanawm_env.bundle import Precision
+import torch
+
+from sanawm_env.bundle import Precision, find_offload
 from sanawm_env.env import SanaWMEnv
 from sanawm_env.errors import BundleError, ConfigError, SceneError
 from sanawm_env.hub import Files, missing, open_files, revision_in
+from sanawm_env.model.checkpoint import differences, fill, shapes_of
 from sanawm_env.model.lora import merge_lora, read_lora
+from sanawm_env.model.offload import Offload, home, offload_part
 from sanawm_env.model.public_keys import Variant
-from sanawm_env.model.refiner import Refiner, RefinerConfig
-from sanawm_env.pretrained import from_pretrained, plan
+from sanawm_env.model.refiner import Refiner
+from sanawm_env.model.refiner_state import RefinerConfig
+from sanawm_env.pretrained import from_pretrained, open_saved, plan
 from sanawm_env.prompt_cache import PromptCache
 from sanawm_env.prompts import PromptReader, refiner_source, stage1_source
 from sanawm_env.released import SIZE
@@ -48,6 +52,7 @@ def make_env(
     revision: str | None = None,
     device: str | None = None,
     precision: Precision = "auto",
+    offload: Offload | None = None,
     size: tuple[int, int] = SIZE,
     render_mode: str | None = None,
     **options: Any,
@@ -59,9 +64,11 @@ def make_env(
     image: a picture or its path, with prompt and intrinsics (fx, fy, cx, cy in its pixels; the usual ones of 64
     degrees if None); or scene: a `Scene` or a scene.yaml. refiner: whether the checkpoint's refiner runs too;
     refiner_lora: its low-rank weights, where they are kept apart. text_encoder: Gemma 2, a folder or Hub id.
-    instruction: folder or file with the instruction that stands before prompts; the checkpoint's own if None. size:
-    of frames. options: the rest of `SanaWMEnv`; the task is free driving unless one is named. ConfigError,
-    SceneError or BundleError says what does not fit.
+    instruction: folder or file with the instruction that stands before prompts; the checkpoint's own if None. offload:
+    "parts" or "blocks" for a card that is smaller than the model: its weights stay in host memory and are moved to the
+    device only while they compute, a part or a transformer block at a time. size: of frames. options: the rest of
+    `SanaWMEnv`; the task is free driving unless one is named. ConfigError, SceneError or BundleError says what does not
+    fit.
     """
     if variant != "distilled":
         raise ConfigError(
@@ -80,6 +87,7 @@ def make_env(
         revision=revision,
         device=device,
         precision=precision,
+        offload=offload,
         size=size,
     )
     if prompts is not None:
@@ -101,6 +109,7 @@ def open_sana_wm(
     revision: str | None = None,
     device: str | None = None,
     precision: Precision = "auto",
+    offload: Offload | None = None,
     size: tuple[int, int] = SIZE,
 ) -> tuple[WorldModel, PromptReader | None]:
     """A released checkpoint of any variant, with its refiner if asked for, and what reads prompts for it (None for a
@@ -116,13 +125,14 @@ def open_sana_wm(
         revision=revision,
         device=device,
         precision=precision,
+        offload=offload,
         autoencoder=autoencoder,
         size=size,
     )
     refined_text = None
     if files is not None:
         transformer, connectors, encoder = (files.fetch_model(part) for part in parts)
-        refined = load_refiner(transformer, model, lora=refiner_lora)
+        refined = load_refiner(transformer, model, lora=refiner_lora, offload=offload)
         refined_text = refiner_source(encoder, connectors, positions=model.config.refiner_caption_length, device=device)
         model = WorldModel(model.config, model.denoiser, model.autoencoder, model.fingerprint, refiner=refined)
     stage1 = None
@@ -142,30 +152,24 @@ def open_sana_wm(
     return model, PromptReader(cache=PromptCache(prompt_cache), denoiser=stage1, refiner=refined_text)
 
 
-def load_refiner(folder: str | Path, model: WorldModel, *, lora: str | Path | None = None) -> Refiner:
-    """The refiner whose transformer diffusers has saved in `folder`, for the worlds of `model`, beside its weights.
+def load_refiner(
+    folder: str | Path, model: WorldModel, *, lora: str | Path | None = None, offload: Offload | None = None
+) -> Refiner:
+    """The refiner whose transformer diffusers has saved in `folder`, for the worlds of `model` and on its device.
 
-    lora: a file of low-rank weights that are kept apart, merged on loading. BundleError lists tensors that are missing,
-    unexpected or of a wrong shape.
+    lora: a file of low-rank weights that are kept apart, merged on loading. offload: of `bundle.load`. BundleError
+    lists tensors that are missing, unexpected or of a wrong shape, those of the audio half included, though it is never
+    read.
     """
     from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
 
-    try:
-        transformer, found = SanaWMLTX2RefinerTransformer3DModel.from_pretrained(
-            str(folder),
-            torch_dtype=model.dtype,
-            output_loading_info=True,
-            local_files_only=True,
-            # Without accelerate diffusers needs the weights twice for a moment, and says so at length.
-            low_cpu_mem_usage=find_spec("accelerate") is not None,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise BundleError(f"refiner {folder} cannot be loaded ({reason:.300}); download it again.") from error
-    wrong = {kind: sorted(map(str, found[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(wrong.values()):
-        told = "; ".join(f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in wrong.items() if names)
-        raise BundleError(f"refiner {folder} does not fit its config ({told}); download it again.")
+    told, stored = open_saved(Path(folder))
+    with torch.device("meta"):
+        transformer = SanaWMLTX2RefinerTransformer3DModel.from_config(told)
+    wrong = differences(shapes_of(transformer), stored.shapes)
+    if wrong:
+        raise BundleError(f"refiner {folder} does not fit its config ({wrong}); download it again.")
+    whole = dict(transformer.named_modules())
     world = model.config
     config = RefinerConfig(
         block_latents=world.chunk_latents,
@@ -173,9 +177,16 @@ def load_refiner(folder: str | Path, model: WorldModel, *, lora: str | Path | No
         temporal_stride=world.temporal_stride,
         spatial_stride=world.spatial_stride,
     )
+    refiner = Refiner(config, transformer)
+    # Only now is anything read, and nothing of the audio half, which the refiner has dropped.
+    moved = find_offload(offload, model.device)
+    fill(refiner.transformer, stored.read, home(moved, model.device), model.dtype)
     if lora is not None:
-        merge_lora(transformer, read_lora(lora))
-    return Refiner(config, transformer.to(model.device))
+        merge_lora(
+            refiner.transformer, read_lora(lora), dropped=whole.keys() - dict(transformer.named_modules()).keys()
+        )
+    offload_part(refiner, moved, model.device)
+    return refiner
 
 
 def _find_refiner(source: str | Path, variant: Variant, revision: str | None) -> tuple[Files, tuple[str, str, str]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sanawm_env.errors import SpentStateError, StateError, StorageError
 from sanawm_env.model.feed_forward import Memory
-from sanawm_env.model.refiner import RefinerState
+from sanawm_env.model.refiner_state import RefinerState
 
 if TYPE_CHECKING:
     from sanawm_env.world import WorldModel

@@ -23,6 +23,7 @@ from sanawm_env.model.chunks import ChunkGrid, next_chunk
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.denoiser import Denoiser, last_memory
 from sanawm_env.model.initialise import randomise
+from sanawm_env.model.offload import device_of, on_device
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.sampler import denoise
 from sanawm_env.state import StepOutput, WorldState
@@ -66,7 +67,8 @@ class WorldModel:
 
     @property
     def device(self) -> torch.device:
-        return self.denoiser.x_embedder.proj.weight.device
+        """Where worlds compute and their states lie; offloaded weights are there only while they compute."""
+        return device_of(self.denoiser)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -190,9 +192,11 @@ def step(
 def _open(model: WorldModel, state: WorldState, pictures: Tensor) -> tuple[WorldState, StepOutput]:
     """`initial` once every world has its seed and pose."""
     pixels = pictures.to(model.device).permute(0, 3, 1, 2)[:, :, None].to(model.dtype) / 127.5 - 1
-    latents = model.autoencoder.encode(pixels).float()
     assert state.decoder is not None
-    shown, cache = model.autoencoder.decode(latents.to(model.dtype), state.decoder)
+    with on_device(model.autoencoder):
+        # World by world: on a GPU convolutions round by how many pictures share a call.
+        latents = torch.cat([model.autoencoder.encode(one) for one in pixels.split(1)])
+        shown, cache = model.autoencoder.decode(latents.to(model.dtype), state.decoder)
     opened = replace(state, first_latent=latents[:, 0], decoder=cache)
     if model.refiner is not None and state.refiner is not None:
         # The first picture is the refiner's sink and stays as it is.
@@ -212,10 +216,11 @@ def _advance(
         shape = (config.chunk_latents, config.denoiser.in_channels, *config.grid)
         noise = normal(state.seed, state.chunk, 0, shape, device=model.device)
     clean = state.first_latent[:, None] if chunks.opening else None
-    latents = denoise(model.denoiser, config.timesteps, noise.to(model.device), given, chunks, state.memory, clean)
-    # What later chunks read always comes from one more pass over the finished latents at noise level 0.
-    quiet = torch.zeros(latents.shape[:2], device=model.device)
-    _, after = model.denoiser(latents, quiet, given, chunks, state.memory, collect=True)
+    with on_device(model.denoiser):
+        latents = denoise(model.denoiser, config.timesteps, noise.to(model.device), given, chunks, state.memory, clean)
+        # What later chunks read always comes from one more pass over the finished latents at noise level 0.
+        quiet = torch.zeros(latents.shape[:2], device=model.device)
+        _, after = model.denoiser(latents, quiet, given, chunks, state.memory, collect=True)
     new = latents[:, -config.chunk_latents :]
     frames, cache, refined, window = None, None, None, None
     if decode:

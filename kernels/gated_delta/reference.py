@@ -38,7 +38,7 @@ def delta_scan(
 def _advance(state: Tensor, gram: Tensor, write: Tensor, decay: Tensor) -> Tensor:
     # Decay multiplies the old state before the delta update; what is written is not decayed.
     kept = decay * state
-    return kept - gram @ kept + write
+    return kept - _product(gram, kept) + write
 
 
 def _chunk_ends(chunks: tuple[int, ...]) -> list[int]:
@@ -60,9 +60,14 @@ def gated_delta(
     with torch.autocast(q.device.type, enabled=False):
         frames = (*q.shape[:2], q.shape[3])
         q, k, v, weighted = (_frames_first(x) for x in (q, k, v, k * beta[..., None]))
-        gram, write = (torch.bmm(weighted.transpose(1, 2), x).unflatten(0, frames) for x in (k, v))
+        gram, write = (_product(weighted.transpose(1, 2), x).unflatten(0, frames) for x in (k, v))
         read, after = delta_scan(gram, write, decay.float(), state.float(), chunks)
-        return torch.bmm(q, read.flatten(0, 2)).unflatten(0, frames).transpose(2, 3), after
+        return _product(q, read.flatten(0, 2)).unflatten(0, frames).transpose(2, 3), after
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    # A matrix times a single column is summed in another order in another batch; plain sums of its rows are not.
+    return (x * y.transpose(-1, -2)).sum(-1, keepdim=True) if y.shape[-1] == 1 else x @ y
 
 
 def _frames_first(x: Tensor) -> Tensor:

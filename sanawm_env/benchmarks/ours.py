@@ -27,7 +27,8 @@ from sanawm_env.camera import latent_intrinsics, relative_poses
 from sanawm_env.clips import generate
 from sanawm_env.conditioning import Conditioning
 from sanawm_env.model.chunks import ChunkGrid, next_chunk
-from sanawm_env.model.refiner import Refiner, RefinerConfig
+from sanawm_env.model.refiner import Refiner
+from sanawm_env.model.refiner_state import RefinerConfig
 from sanawm_env.state import StepOutput, WorldState
 from sanawm_env.world import WorldModel, initial, step, told
 

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sanawm_env.kernels.frame_gates import frame_gates
 from sanawm_env.kernels.gated_delta import gated_delta, normalised_gated_delta
 from sanawm_env.model.chunks import ChunkGrid, masked
 from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.embeddings import RayEncoding, RMSNorm, Rotation, downscale
 from sanawm_env.model.feed_forward import Memory
 from sanawm_env.model.window import WindowReader
+
+WARP = 32  # threads that add side by side on a GPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,15 +116,18 @@ class GatedDeltaAttention(SelfAttention):
     def mix(
         self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
     ) -> tuple[Tensor, Tensor, Memory]:
-        beta = torch.sigmoid(self.beta_proj(u).float())
-        decay = self._decay(u)
+        beta, decay = frame_gates(
+            u,
+            self.beta_proj.weight,
+            self.beta_proj.bias,
+            self.gate_proj.weight,
+            self.gate_proj.bias,
+            self.A_log,
+            self.dt_bias,
+        )
         main, after = self._main(u, beta, decay, geometry, chunks, memory, collect=collect)
         camera, camera_after = self._camera(u, beta, decay, geometry, chunks, memory, collect=collect)
         return main, camera, after | camera_after
-
-    def _decay(self, u: Tensor) -> Tensor:
-        step = functional.softplus(self.gate_proj(u.mean(dim=2)).float() + self.dt_bias.float())
-        return torch.exp(-self.A_log.float().exp() * step)
 
     def _main(
         self,
@@ -244,4 +250,16 @@ def _tails(x: Tensor, tail: Tensor, chunks: ChunkGrid) -> Tensor:
 def _inflation(seen: Tensor, plain: Tensor) -> Tensor:
     """Mean over a frame's tokens of how much the ray transform stretched the squared keys, [B, T, 1, N]."""
     stretched, before = (torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-6) for x in (seen, plain))
-    return (stretched / before).square().mean(dim=2, keepdim=True)
+    return _token_mean((stretched / before).square())
+
+
+def _token_mean(x: Tensor) -> Tensor:
+    """Mean of x [B, T, S, N] over S, [B, T, 1, N]; on a GPU too its order of additions is the same in any batch.
+
+    Torch orders a long sum by how many there are; one that fits a warp has one order.
+    """
+    tokens = x.shape[2]
+    x = x.transpose(2, 3)
+    while x.shape[-1] > 1:
+        x = functional.pad(x, (0, -x.shape[-1] % WARP)).unflatten(-1, (-1, WARP)).contiguous().sum(-1)
+    return x.transpose(2, 3) / tokens

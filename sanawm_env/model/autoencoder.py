@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sanawm_env.errors import ConfigError, StateError, nearest
 from sanawm_env.model import causal_video
 from sanawm_env.model.causal_video import Cache, Stream
+from sanawm_env.model.offload import device_of, on_demand
 
 STRIDES = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "spatiotemporal": (2, 2, 2)}
 
@@ -140,6 +141,7 @@ class Autoencoder(nn.Module):
         self.vae.latents_mean.copy_(mean)
         self.vae.latents_std.copy_(std)
 
+    @on_demand
     def encode(self, frames: Tensor) -> Tensor:
         """Normalised latents [B, 1+k, C, h, w], float32, of clips: the posterior's mode (spec rollout.md 4).
 
@@ -164,12 +166,13 @@ class Autoencoder(nn.Module):
 
         height, width: of the latent grid. dtype, device: of the weights by default.
         """
-        device = self.vae.latents_mean.device if device is None else device
+        device = device_of(self) if device is None else device
         cache = {"started": torch.zeros(batch, dtype=torch.uint8, device=device)}
         for name, shape in causal_video.memory_shapes(self.vae.decoder, height, width):
             cache[name] = torch.zeros(batch, *shape, dtype=dtype or self.dtype, device=device)
         return cache
 
+    @on_demand
     def decode(self, latents: Tensor, cache: Cache, *, started: bool | None = None) -> tuple[Tensor, Cache]:
         """Frames of the next latents of streams: (pixels [B, 3, F, H, W], new cache).
 
@@ -189,12 +192,14 @@ class Autoencoder(nn.Module):
         kept = {name: stream.new[name].to(old.dtype) for name, old in cache.items() if name != "started"}
         return pixels, {"started": torch.ones_like(cache["started"]), **kept}
 
+    @on_demand
     def decode_clip(self, latents: Tensor) -> Tensor:
         """Pixels [B, 3, 1+rk, H, W] of whole clips [B, 1+k, C, h, w], for training: no memory is kept."""
         return causal_video.decode(
             self.vae.decoder, self._denormalise(latents), Stream(causal=self.config.decoder_causal)
         )
 
+    @on_demand
     def decode_tiled(self, latents: Tensor) -> Tensor:
         """Pixels [B, 3, 1+rk, H, W] of whole clips, in overlapping tiles that are blended: for clips whose decoding at
         once would not fit, by a decoder that looks ahead and so cannot stream. Clips smaller than a tile are decoded

@@ -16,6 +16,7 @@ from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.embeddings import RayEncoding, RMSNorm, RotaryFrequencies, TimestepEmbedder
 from sanawm_env.model.feed_forward import FeedForward, Memory
+from sanawm_env.model.offload import on_demand
 from sanawm_env.model.window import NAMES
 
 
@@ -77,6 +78,7 @@ class Block(nn.Module):
             self.cross_attn = CrossAttention(config)
         self.mlp = FeedForward(config)
 
+    @on_demand
     def forward(
         self,
         x: Tensor,
@@ -141,6 +143,7 @@ class Denoiser(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.x_embedder.proj.weight.dtype
 
+    @on_demand
     def forward(
         self,
         latents: Tensor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -27,19 +27,22 @@ def read_lora(path: str | Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def merge_lora(module: nn.Module, adapter: Mapping[str, Tensor], scale: float = 1.0) -> int:
+def merge_lora(
+    module: nn.Module, adapter: Mapping[str, Tensor], scale: float = 1.0, *, dropped: Collection[str] = ()
+) -> int:
     """Adds an adapter to the linear weights of `module`, in place; returns how many it changed.
 
     adapter: "<layer>.lora_A.weight" [rank, in] and "<layer>.lora_B.weight" [out, rank], with "<layer>.alpha" where the
     product is to be scaled by alpha / rank, names as PEFT and diffusers write them (with or without a prefix such as
-    "transformer."). scale: of the whole adapter. Sums are made in fp32. BundleError lists names that are no layer of
-    the module, shapes that do not fit and half pairs, before anything is changed.
+    "transformer."). scale: of the whole adapter. dropped: names of layers that the module no longer has;
+    what adapts them is left out. Sums are made in fp32. BundleError lists names that are no layer of the module, shapes
+    that do not fit and half pairs, before anything is changed.
     """
     layers = dict(module.named_modules())
-    given = {_plain(name): x for name, x in adapter.items()}
+    given = {name: x for full, x in adapter.items() if _layer(name := _plain(full)) not in dropped}
     changes: list[tuple[nn.Linear, Tensor]] = []
     wrong = [name for name in given if not name.endswith((DOWN, UP, ALPHA))]
-    for name in {name.removesuffix(DOWN).removesuffix(UP) for name in given if name.endswith((DOWN, UP))}:
+    for name in {_layer(name) for name in given if name.endswith((DOWN, UP))}:
         layer, down, up = layers.get(name), given.get(name + DOWN), given.get(name + UP)
         if not isinstance(layer, nn.Linear) or down is None or up is None or not _fits(layer, down, up):
             wrong.append(name)
@@ -61,6 +64,10 @@ def _plain(name: str) -> str:
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     return name
+
+
+def _layer(name: str) -> str:
+    return name.removesuffix(DOWN).removesuffix(UP).removesuffix(ALPHA)
 
 
 def _fits(layer: nn.Linear, down: Tensor, up: Tensor) -> bool:

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLLTX2Video
-from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
 from PIL import Image
 
 from sanawm_env import doctor
 from sanawm_env.model.autoencoder import Autoencoder
+from sanawm_env.model.refiner import Refiner
+from sanawm_env.model.refiner_state import RefinerConfig
 from sanawm_env.released import released_config
 from sanawm_env.scene import Scene, load_scene
 
@@ -67,7 +68,7 @@ def test_json_has_a_fixed_form(found: dict[str, Any]) -> None:
     assert found["versions"]["torch"] == torch.__version__
     assert found["hub"]["offline"] is True and found["hub"]["free_bytes"] > 0
     for row in found["fits"]:
-        assert row.keys() == {"world", "refiner", "precision", "bytes", "fits", "left_bytes"}
+        assert row.keys() == {*("world", "refiner", "precision", "bytes", "offloaded", "fits", "left_bytes", "offload")}
         assert row["fits"] == (row["left_bytes"] >= 0)
     for told in found["weights"].values():
         for part in told["parts"]:
@@ -91,7 +92,7 @@ def test_the_cache_is_counted_by_part(found: dict[str, Any], cache: Path) -> Non
 def test_bytes_are_those_of_the_modules(found: dict[str, Any]) -> None:
     count = {(row["world"], row["refiner"], row["precision"]): row["bytes"] for row in found["fits"]}
     with torch.device("meta"):
-        autoencoder, refiner = AutoencoderKLLTX2Video(), SanaWMLTX2RefinerTransformer3DModel()
+        autoencoder, refiner = AutoencoderKLLTX2Video(), Refiner(RefinerConfig(), {})
     refined = count["distilled", True, "bf16"]
     assert refined["denoiser"] == pytest.approx(2 * 2_661_800_448, rel=1e-4)
     assert refined["autoencoder"] == pytest.approx(2 * sum(x.numel() for x in autoencoder.parameters()), rel=1e-4)
@@ -110,16 +111,22 @@ def test_the_page_tells_the_same(found: dict[str, Any]) -> None:
     """Figures of the page about the released model are those that are counted here; its scene.yaml loads."""
     page = (ROOT / "examples" / "sana_wm.md").read_text()
     count = {(row["refiner"], row["precision"]): row["bytes"] for row in found["fits"] if row["world"] == "distilled"}
+    offloaded = {
+        (row["refiner"], row["precision"]): row["offloaded"] for row in found["fits"] if row["world"] == "distilled"
+    }
     for name, key in (("denoiser, 2.66 B parameters", "denoiser"), ("autoencoder", "autoencoder")):
         assert f"| {name} | {gib(count[False, 'bf16'][key])} | {gib(count[False, 'fp32'][key])} |" in page
     refiner = [gib(count[True, precision]["refiner"]) for precision in ("bf16", "fp32")]
-    assert f"audio half included) | {' | '.join(refiner)} |" in page
+    assert f"without its audio half) | {' | '.join(refiner)} |" in page
     states = {key: told["state"] for key, told in count.items()}
     plain = [gib(states[False, precision]["total"]) for precision in ("bf16", "fp32")]
     added = [gib(states[True, p]["total"] - states[False, p]["total"]) for p in ("bf16", "fp32")]
     assert f"| state of one world, distilled | {' | '.join(plain)} |" in page
     assert f"window and text, one world | {' | '.join(added)} |" in page
     for refined, name in ((False, "distilled"), (True, "distilled with refiner")):
+        for mode in ("parts", "blocks"):
+            least = [gib(offloaded[refined, precision][mode]) for precision in ("bf16", "fp32")]
+            assert f'| {name}, `offload="{mode}"` | {" | ".join(least)} |' in page
         totals = [f"**{gib(count[refined, precision]['total'])}**" for precision in ("bf16", "fp32")]
         assert f"| **{name}, in all** | {' | '.join(totals)} |" in page
     window, tails, cache, recurrent = (
@@ -155,6 +162,32 @@ def test_the_configuration_is_that_of_the_released_autoencoder() -> None:
         ours, theirs = Autoencoder(released_config("distilled").autoencoder).vae, AutoencoderKLLTX2Video()
     shapes = [{name: x.shape for name, x in vae.state_dict().items()} for vae in (ours, theirs)]
     assert shapes[0] == shapes[1]
+
+
+def test_offloading_is_told_where_it_helps() -> None:
+    count = {"state": {"total": 3}, "total": 103}
+    row = {
+        "world": "w",
+        "refiner": False,
+        "precision": "bf16",
+        "bytes": count,
+        "offloaded": {"parts": 63, "blocks": 13},
+    }
+    told = {free: doctor._verdict(row, free, 1000) for free in (103, 102, 63, 62, 12)}
+    assert [x["offload"] for x in told.values()] == [None, "parts", "parts", "blocks", None]
+    assert told[62]["fits"] is False and told[62]["left_bytes"] == -41
+    assert "fits with offload='blocks'" in list(doctor._fit_rows([row | told[62]]))[1][-1]
+    assert doctor._verdict(row, 62, 99)["offload"] is None, "the weights have to be somewhere"
+    assert doctor._verdict(row, None, None) == {"fits": None, "left_bytes": None, "offload": None}
+
+
+def test_offloaded_bytes_are_of_the_largest_part_or_block(found: dict[str, Any]) -> None:
+    for row in found["fits"]:
+        count, least = row["bytes"], row["offloaded"]
+        parts = [count[name] for name in ("denoiser", "autoencoder", "refiner") if name in count]
+        assert least["parts"] == max(parts) + count["state"]["total"]
+        assert max(count["autoencoder"], max(parts) / 20) <= least["blocks"] - count["state"]["total"] < max(parts)
+        assert row["offload"] is None or not row["fits"]
 
 
 def test_text_is_aligned_and_complete(tmp_path: Path) -> None:

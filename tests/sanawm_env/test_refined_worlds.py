@@ -15,7 +15,8 @@ from sanawm_env.errors import ConfigError, SceneError, StateError
 from sanawm_env.kernels.philox import normal
 from sanawm_env.model.autoencoder import to_uint8
 from sanawm_env.model.config import WorldConfig, tiny_config
-from sanawm_env.model.refiner import Refiner, RefinerConfig
+from sanawm_env.model.refiner import Refiner
+from sanawm_env.model.refiner_state import RefinerConfig
 from sanawm_env.state import StepOutput, WorldState
 from sanawm_env.world import WorldModel, initial, step
 

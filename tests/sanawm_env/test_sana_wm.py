@@ -157,8 +157,45 @@ def test_damaged_refiners_are_refused(options: dict[str, Any], release: Path, tm
     del weights["proj_in.bias"]
     (tmp_path / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text())))
     save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(BundleError, match=r"1 missing_keys: proj_in\.bias"):
+    with pytest.raises(BundleError, match=r"missing \(1\): proj_in\.bias; unexpected \(1\): extra"):
         load_refiner(tmp_path, model)
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"\x00" * 64)
-    with pytest.raises(BundleError, match="cannot be loaded"):
+    with pytest.raises(BundleError, match="cannot be read"):
         load_refiner(tmp_path, model)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(BundleError, match=r"expected config\.json and \*\.safetensors"):
+        load_refiner(tmp_path, model)
+
+
+def test_of_the_refiners_audio_half_the_names_are_checked_and_nothing_is_kept(
+    options: dict[str, Any], release: Path, tmp_path: Path
+) -> None:
+    model, _ = open_sana_wm(**{key: x for key, x in options.items() if key != "disable_env_checker"})
+    source = release / "refiner_diffusers" / "transformer"
+    weights = load_file(source / "diffusion_pytorch_model.safetensors")
+    heard = [name for name in weights if "audio" in name or "av_cross_attn" in name or "a2v" in name]
+    kept = load_refiner(source, model).transformer.state_dict()
+    assert kept.keys() == weights.keys() - set(heard) and 0 < len(kept) < len(weights)
+    assert all(torch.equal(x, weights[name]) for name, x in kept.items())
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    del weights["transformer_blocks.0.audio_attn1.to_q.weight"]
+    save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(BundleError, match=r"missing \(1\): transformer_blocks\.0\.audio_attn1\.to_q\.weight"):
+        load_refiner(tmp_path, model)
+
+
+def test_an_adapter_may_adapt_the_audio_half_too(options: dict[str, Any], release: Path, tmp_path: Path) -> None:
+    model, _ = open_sana_wm(**{key: x for key, x in options.items() if key != "disable_env_checker"})
+    source, adapter = release / "refiner_diffusers" / "transformer", tmp_path / "adapter.safetensors"
+    pairs = {
+        f"transformer_blocks.1.{layer}.lora_{side}.weight": torch.ones(shape)
+        for layer, width in (("attn1.to_q", 32), ("audio_attn1.to_q", 16))
+        for side, shape in (("A", (2, width)), ("B", (width, 2)))
+    }
+    save_file(pairs, adapter)
+    plain, adapted = (load_refiner(source, model, lora=lora).transformer for lora in (None, adapter))
+    before, after = (net.transformer_blocks[1].attn1.to_q.weight for net in (plain, adapted))
+    torch.testing.assert_close(after, before + 2)
+    save_file({name.replace("audio", "smell"): x for name, x in pairs.items()}, adapter)
+    with pytest.raises(BundleError, match=r"transformer_blocks\.1\.smell_attn1\.to_q"):
+        load_refiner(source, model, lora=adapter)

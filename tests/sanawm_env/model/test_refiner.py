@@ -19,7 +19,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sanawm_env.errors import ConfigError, StateError
 from sanawm_env.kernels.philox import normal
-from sanawm_env.model.refiner import Refiner, RefinerConfig, RefinerState
+from sanawm_env.model.refiner import Refiner
+from sanawm_env.model.refiner_state import RefinerConfig, RefinerState
 
 GRID = (2, 3)
 CHANNELS, CAPTION, WORDS = 6, 12, 5
