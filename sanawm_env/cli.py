@@ -22,20 +22,6 @@ DOCTOR = "what this machine can run of the released model, and what is missing; 
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalRooms:
-    """What `sanawm eval rooms` is told; the meaning of each is in `sanawm_env.evaluation.evaluate`."""
-
-    bundle: str = "rooms"
-    device: str | None = None
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    scenes: int = 32
-    seed: int = 0
-    frames: int = 64
-    returns: tuple[int, ...] = (128, 256)
-    sheet: Path | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Convert:
     """What `sanawm convert` is told; the meaning of each is in `sanawm_env.pretrained.convert`."""
 
@@ -150,15 +136,10 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _eval_rooms(options: argparse.Namespace) -> None:
-    config = _build(EvalRooms, "eval_rooms", options)
-    from sanawm_env.bundle import load
-    from sanawm_env.evaluation import evaluate
+    from sanawm_env.evaluation.command import EvalRooms, run
     from sanawm_env.evaluation.summary import summary
 
-    model = load(config.bundle, device=config.device, precision=config.precision)
-    report = evaluate(
-        model, scenes=config.scenes, seed=config.seed, frames=config.frames, returns=config.returns, sheet=config.sheet
-    )
+    report = run(_build(EvalRooms, "eval_rooms", options))
     print(json.dumps(report) if options.json else summary(report))
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from sanawm_env import bundle
 from sanawm_env.benchmarks.machine import machine
 from sanawm_env.config import from_mapping
+from sanawm_env.hub import cached_repository, cached_snapshot
 from sanawm_env.kernels.backend import fused_obstacle, native_bf16
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.config import WorldConfig
@@ -30,7 +31,7 @@ from sanawm_env.model.offload import Offload, resident_bytes
 from sanawm_env.model.public_keys import Variant
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.refiner_state import RefinerConfig
-from sanawm_env.pretrained import released_config
+from sanawm_env.released import released_config
 from sanawm_env.sana_wm import REFINERS, SOURCES, STREAMING, TEXT_ENCODER
 from sanawm_env.world import WorldModel
 
@@ -256,11 +257,10 @@ def _hub() -> dict[str, Any]:
 
 def _cached(name: str, parts: Sequence[Part]) -> dict[str, Any]:
     """Bytes of each part of a repository in the Hub's cache, and of downloads that were cut short."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
-    snapshot = _snapshot(folder, constants.DEFAULT_REVISION)
+    folder = cached_repository(name)
+    # Where the revision that loads by default is not there, the one that was downloaded last.
+    latest = max(folder.glob("snapshots/*"), key=lambda path: path.stat().st_mtime, default=None)
+    snapshot = cached_snapshot(name) or latest
     rows = [
         {
             "folder": part.folder,
@@ -273,14 +273,6 @@ def _cached(name: str, parts: Sequence[Part]) -> dict[str, Any]:
     ]
     unfinished = sum(path.stat().st_size for path in folder.glob("blobs/*.incomplete"))
     return {"parts": rows, "unfinished_bytes": unfinished}
-
-
-def _snapshot(folder: Path, revision: str) -> Path | None:
-    """The files of the revision that loads by default, else of the one downloaded last."""
-    branch = folder / "refs" / revision
-    if branch.is_file() and (folder / "snapshots" / branch.read_text().strip()).is_dir():
-        return folder / "snapshots" / branch.read_text().strip()
-    return max(folder.glob("snapshots/*"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _bytes_below(folder: Path) -> int:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sanawm_env.text import (
-    PromptCache,
-    PromptRecipe,
-    TextEncoder,
+from sanawm_env.prompt_cache import PromptCache
+from sanawm_env.text import PromptRecipe, TextEncoder
+from sanawm_env.text_encoder import (
     encoder_fingerprint,
     find_encoder,
     load_encoder,

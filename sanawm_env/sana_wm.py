@@ -11,7 +11,9 @@ import torch
 
 from sanawm_env.bundle import Precision, find_offload
 from sanawm_env.env import SanaWMEnv
-from sanawm_env.errors import BundleError, ConfigError, SceneError, StorageError
+from sanawm_env.errors import BundleError, ConfigError, SceneError
+from sanawm_env.hub import Files, missing, open_files, revision_in
+from sanawm_env.layouts import HUB_AUTOENCODER
 from sanawm_env.model.checkpoint import differences, fill, shapes_of
 from sanawm_env.model.lora import merge_lora, read_lora
 from sanawm_env.model.offload import Offload, home, offload_part
@@ -19,11 +21,12 @@ from sanawm_env.model.public_keys import Variant
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.refiner_state import RefinerConfig
 from sanawm_env.planned_env import PlannedEnv
-from sanawm_env.pretrained import HUB_AUTOENCODER, SIZE, from_pretrained, open_saved, plan
+from sanawm_env.pretrained import from_pretrained, open_saved, plan
+from sanawm_env.prompt_cache import PromptCache
 from sanawm_env.prompts import PromptReader, negative_source, refiner_source, stage1_source
+from sanawm_env.released import SIZE
 from sanawm_env.scene import Scene, load_scene, prepare_image
 from sanawm_env.spaces import check_choice
-from sanawm_env.text import PromptCache
 from sanawm_env.world import WorldModel
 
 STREAMING = "Efficient-Large-Model/SANA-WM_streaming"
@@ -120,15 +123,17 @@ def open_sana_wm(
     size: tuple[int, int] = SIZE,
 ) -> tuple[WorldModel, PromptReader | None]:
     """A released checkpoint of any variant, with its refiner if asked for, and what reads prompts for it (None for a
-    model that reads none). Says on stderr what it is about to download. Arguments as in `make_env`.
+    model that reads none). Says on stderr what it is about to download. Arguments as in `make_env`; revision: of
+    `source`, and of text encoder and autoencoder where those are the same repository.
     """
     check_choice("variant", variant, tuple(SOURCES))
     if source is None:
         source = SOURCES[variant]
         # The teacher is released without an autoencoder.
         autoencoder = HUB_AUTOENCODER[variant] if autoencoder is None and variant == "teacher" else autoencoder
-    for name, size_in_bytes in plan(source, variant=variant, revision=revision, autoencoder=autoencoder):
-        print(f"downloading {name} ({size_in_bytes / 2**30:.2f} GiB)", file=sys.stderr)
+    files, parts = _find_refiner(source, variant, revision) if refiner else (None, ())
+    _announce(plan(source, variant=variant, revision=revision, autoencoder=autoencoder))
+    _announce([] if files is None else missing((files, name) for part in parts for name in files.model(part)))
     model = from_pretrained(
         source,
         variant=variant,
@@ -139,20 +144,22 @@ def open_sana_wm(
         autoencoder=autoencoder,
         size=size,
     )
-    refined, refined_text = None, None
-    if refiner:
-        folder, encoder = _find_refiner(source, variant, revision)
-        refined = load_refiner(folder / "transformer", model, lora=refiner_lora, offload=offload)
-        refined_text = refiner_source(
-            encoder, folder / "connectors", positions=model.config.refiner_caption_length, device=device
-        )
+    refined_text = None
+    if files is not None:
+        transformer, connectors, encoder = (files.fetch_model(part) for part in parts)
+        refined = load_refiner(transformer, model, lora=refiner_lora, offload=offload)
+        refined_text = refiner_source(encoder, connectors, positions=model.config.refiner_caption_length, device=device)
         model = WorldModel(model.config, model.denoiser, model.autoencoder, model.fingerprint, refiner=refined)
     stage1 = None
     if model.config.denoiser.caption_channels is not None:
+        at = revision_in(text_encoder, source, revision)
+        read = open_files(text_encoder, at)
+        _announce(missing((read, name) for name in read.model()))
         stage1 = stage1_source(
             text_encoder,
-            _instruction_of(source, instruction),
+            _instruction_of(source, revision, instruction),
             positions=model.config.denoiser.caption_length,
+            revision=at,
             device=device,
         )
     if stage1 is None and refined_text is None:
@@ -201,47 +208,37 @@ def load_refiner(
     return refiner
 
 
-def _find_refiner(source: str | Path, variant: Variant, revision: str | None) -> tuple[Path, Path]:
-    """Folders of the refiner that belongs to the variant's latents, and of its text encoder."""
+def _find_refiner(source: str | Path, variant: Variant, revision: str | None) -> tuple[Files, tuple[str, str, str]]:
+    """Where the refiner of the variant's latents is: folders of its transformer, its connectors, its text encoder."""
     if variant not in REFINERS:
         raise ConfigError(
             f"variant {variant!r} has no refiner of its own, only {', '.join(REFINERS)} have; pass one of them, "
             "or refiner=False."
         )
     refiner, encoder = REFINERS[variant]
-    root = Path(source).expanduser()
-    if not root.is_dir():
-        root = _downloaded(str(source), revision, [f"{refiner}/*", f"{encoder}/*"])
-    if not (root / refiner / "transformer").is_dir():
-        other = [name for name, (folder, _) in REFINERS.items() if (root / folder / "transformer").is_dir()]
+    files = open_files(source, revision)
+    if not files.directly_in(f"{refiner}/transformer"):
+        other = [name for name, (folder, _) in REFINERS.items() if files.directly_in(f"{folder}/transformer")]
         hint = f"it holds that of a {other[0]} checkpoint, whose weights are others" if other else "it holds none"
         raise BundleError(
             f"{source} has no {refiner}/transformer, the refiner of {variant} latents: {hint}; take the release that "
             "carries both, or refiner=False."
         )
-    return root / refiner, root / encoder
+    return files, (f"{refiner}/transformer", f"{refiner}/connectors", encoder)
 
 
-def _downloaded(name: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise StorageError(
-            f"the refiner of {name} cannot be downloaded ({reason:.200}); check the connection, or give a folder."
-        ) from error
+def _announce(files: list[tuple[str, int]]) -> None:
+    for name, size in files:
+        print(f"downloading {name} ({size / 2**30:.2f} GiB)", file=sys.stderr)
 
 
-def _instruction_of(source: str | Path, given: str | Path | None) -> str | Path | None:
+def _instruction_of(source: str | Path, revision: str | None, given: str | Path | None) -> str | Path | None:
     """Where the instruction is told: where the caller says, in the checkpoint, or (None) in diffusers' pipeline."""
     if given is not None:
         return given
-    folder = Path(source).expanduser()
-    told = any((folder / name).is_file() for name in ("config.yaml", "model_index.json"))
-    return folder if told else None
+    files = open_files(source, revision)
+    told = [name for name in ("config.yaml", "model_index.json") if name in files.sizes]
+    return files.path(told[0]).parent if told else None
 
 
 def _start(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tests.public_layouts import GEMMA, original_names, save_tokenizer
-from transformers import Gemma2Config, Gemma2Model
+from tests.public_layouts import TEXT, original_names
+from tests.tiny_text import make_gemma2, save_encoder
+from transformers import Gemma2Model
 
 from sanawm_env.bundle import empty_parts
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.initialise import randomise
-from sanawm_env.pretrained import released_config
+from sanawm_env.released import released_config
 
 
 def write_full_release(root: Path, device: str = "cuda") -> Path:
@@ -29,7 +30,6 @@ def write_full_release(root: Path, device: str = "cuda") -> Path:
     weights = {name: x.cpu() for name, x in original_names(parts["denoiser"].state_dict()).items()}
     torch.save({"generator": {f"model.{name}": x for name, x in weights.items()}}, root / "sana_dit" / "model.pt")
     autoencoder.vae.save_pretrained(root / "ltx2_causal_vae")
-    text = Gemma2Config(hidden_size=config.denoiser.caption_channels, **GEMMA | {"num_hidden_layers": 1})
-    Gemma2Model(text).save_pretrained(root / "gemma2")
-    save_tokenizer(root / "gemma2")
+    thin = TEXT | {"hidden_size": config.denoiser.caption_channels, "num_hidden_layers": 1}
+    save_encoder(root / "gemma2", make_gemma2(Gemma2Model, **thin))
     return root

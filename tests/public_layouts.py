@@ -9,22 +9,24 @@ import torch
 import yaml
 from diffusers import AutoencoderKLLTX2Video, SanaWMTransformer3DModel
 from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
-from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import Gemma2Config, Gemma2Model, Gemma3TextConfig, Gemma3TextModel, PreTrainedTokenizerFast
+from tests.tiny_text import make_connectors, make_gemma2, make_gemma3, save_encoder
+from transformers import Gemma2Model
+
+from sanawm_env.model.public_keys import Variant
+from sanawm_env.pretrained import from_pretrained
+from sanawm_env.world import WorldModel
 
 Weights = dict[str, torch.Tensor]
 SIZE = (64, 96)
-WORDS = ["a", "kitchen", "with", "red", "chairs", "User", "Prompt", ":"]
-GEMMA: dict[str, Any] = {
-    "vocab_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "intermediate_size": 16,
+NAMES: dict[str, Variant] = {
+    "original": "bidirectional",
+    "diffusers": "bidirectional",
+    "teacher": "teacher",
+    "streaming": "distilled",
 }
+# The text encoders' width is what the denoiser and the refiner of these layouts read.
+TEXT: dict[str, Any] = {"hidden_size": 12, "num_hidden_layers": 2, "head_dim": 8, "intermediate_size": 16}
 
 
 def random_transformer() -> SanaWMTransformer3DModel:
@@ -75,12 +77,51 @@ def original_config(attention: str) -> str:
     return yaml.safe_dump({"model": model | fixed | chunk, "scheduler": scheduler, "text_encoder": text})
 
 
-def write_release(root: Path) -> Path:
-    """Makes `root` a folder like the streaming release, refiner and both text encoders included; returns it."""
+def write_layouts(root: Path) -> Path:
+    """Makes `root` a folder with one checkpoint in each public layout, all with the same denoiser; returns it."""
+    transformer = random_transformer()
+    transformer.save_pretrained(root / "diffusers" / "transformer", max_shard_size="200KB")
+    assert len(list((root / "diffusers" / "transformer").glob("*-of-*.safetensors"))) > 1
+    (root / "diffusers" / "model_index.json").write_text('{"_class_name": "SanaWMPipeline"}')
+    (root / "diffusers" / "scheduler").mkdir()
+    (root / "diffusers" / "scheduler" / "scheduler_config.json").write_text('{"shift": 8.0}')
+    for name, attention in (("original", "BidirectionalGDN"), ("teacher", "ChunkCausalGDN")):
+        write_original(root / name, name, attention)
+    looking_ahead = random_autoencoder(causal=False)
+    for name in ("original", "diffusers"):
+        looking_ahead.save_pretrained(root / name / "vae")
+    write_streaming(root / "streaming")
+    return root
+
+
+def write_streaming(root: Path) -> None:
+    """The streaming layout's denoiser, among other things that its training kept, and its autoencoder."""
     (root / "sana_dit").mkdir(parents=True)
     weights = original_names({name: x.clone() for name, x in random_transformer().state_dict().items()})
-    torch.save({"generator": {f"model.{name}": x for name, x in weights.items()}}, root / "sana_dit" / "model.pt")
+    other = {"critic": {"model.x": torch.zeros(3)}, "step": 1000}
+    group = {f"model.{name}": x for name, x in weights.items()}
+    torch.save({"generator": group, **other}, root / "sana_dit" / "model.pt")
     random_autoencoder(causal=True).save_pretrained(root / "ltx2_causal_vae")
+
+
+def write_original(root: Path, name: str, attention: str) -> None:
+    """Denoiser and config.yaml as the original releases of many-step models have them."""
+    (root / "dit").mkdir(parents=True)
+    weights = {key: x.clone() for key, x in random_transformer().state_dict().items()}
+    save_file(original_names(weights), root / "dit" / f"sana_wm_{name}.safetensors")
+    (root / "config.yaml").write_text(original_config(f"{attention}UCPESinglePathLiteLABothTriton"))
+
+
+def load(source: Path | str, layouts: Path, name: str, **options: Any) -> WorldModel:
+    """The tiny world of a layout, on the CPU in fp32."""
+    options = {"autoencoder": layouts / "original"} | options if name == "teacher" else options
+    told: dict[str, Any] = {"variant": NAMES[name], "device": "cpu", "precision": "fp32", "size": SIZE}
+    return from_pretrained(source, **(told | options))
+
+
+def write_release(root: Path) -> Path:
+    """Makes `root` a folder like the streaming release, refiner and both text encoders included; returns it."""
+    write_streaming(root)
     write_encoders(root, refiner="refiner_diffusers", refiner_text="gemma3_12b")
     return root
 
@@ -93,26 +134,14 @@ def write_many_step_release(root: Path, attention: str) -> Path:
     return root
 
 
-def write_original(root: Path, name: str, attention: str) -> None:
-    """Denoiser and config.yaml as the original releases of many-step models have them."""
-    (root / "dit").mkdir(parents=True)
-    weights = {key: x.clone() for key, x in random_transformer().state_dict().items()}
-    save_file(original_names(weights), root / "dit" / f"sana_wm_{name}.safetensors")
-    (root / "config.yaml").write_text(original_config(f"{attention}UCPESinglePathLiteLABothTriton"))
-
-
 def write_encoders(root: Path, *, refiner: str, refiner_text: str) -> None:
     """Both text encoders and the refiner with its connectors, in these folders below `root`."""
-    torch.manual_seed(2)
-    Gemma2Model(Gemma2Config(hidden_size=12, **GEMMA)).save_pretrained(root / "gemma2")
-    Gemma3TextModel(Gemma3TextConfig(hidden_size=12, **GEMMA)).save_pretrained(root / refiner_text)
-    for name in ("gemma2", refiner_text):
-        save_tokenizer(root / name)
-    connectors: dict[str, Any] = {"caption_channels": 12, "text_proj_in_factor": 3, "rope_type": "split"}
-    for stream in ("video", "audio"):
-        connectors |= {f"{stream}_connector_num_attention_heads": 2, f"{stream}_connector_attention_head_dim": 6}
-        connectors |= {f"{stream}_connector_num_layers": 1, f"{stream}_connector_num_learnable_registers": 8}
-    LTX2TextConnectors(**connectors).save_pretrained(root / refiner / "connectors")
+    save_encoder(root / "gemma2", make_gemma2(Gemma2Model, **TEXT))
+    save_encoder(root / refiner_text, make_gemma3(**TEXT))
+    # Of heads that are as wide together as the text.
+    heads = {f"{stream}_connector_attention_head_dim": 6 for stream in ("video", "audio")}
+    connectors = make_connectors(caption_channels=12, text_proj_in_factor=3, **heads)
+    connectors.save_pretrained(root / refiner / "connectors")
     SanaWMLTX2RefinerTransformer3DModel(**tiny_refiner(16)).save_pretrained(root / refiner / "transformer")
 
 
@@ -126,13 +155,3 @@ def tiny_refiner(channels: int, **changes: Any) -> dict[str, Any]:
     heard = {f"audio_{name}": size for name, size in audio.items()}
     ends = {"in_channels": channels, "out_channels": channels, "audio_in_channels": 4, "audio_out_channels": 4}
     return sizes | heard | ends | {"num_layers": 2, "caption_channels": 12, "rope_type": "split"} | changes
-
-
-def save_tokenizer(folder: Path) -> None:
-    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
-    names = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), special, strict=True))
-    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)

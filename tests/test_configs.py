@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sanawm_env.cli import Convert, EvalRooms, compose
+from sanawm_env.cli import Convert, compose
 from sanawm_env.config import from_mapping
 from sanawm_env.errors import ConfigError
+from sanawm_env.evaluation.command import EvalRooms
 
 FOLDER = Path(__file__).parents[1] / "configs"
 

@@ -8,31 +8,17 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
-from sanawm_env.bundle import load
 from sanawm_env.config import from_mapping, parse_overrides
 from sanawm_env.errors import SanaWMError
-from sanawm_env.evaluation.rooms import RETURNS, evaluate
+from sanawm_env.evaluation.command import EvalRooms, run
 from sanawm_env.evaluation.summary import summary
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """bundle: name or folder. device: CUDA if there is one, by default. json: one JSON object in place of the table.
+class Arguments(EvalRooms):
+    """json: one JSON object in place of the table."""
 
-    The others are those of `evaluate`.
-    """
-
-    bundle: str = "rooms"
-    device: str | None = None
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    scenes: int = 32
-    seed: int = 0
-    frames: int = 64
-    returns: tuple[int, ...] = RETURNS
-    sheet: Path | None = None
     json: bool = False
 
 
@@ -42,10 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     try:
         asked = from_mapping(Arguments, parse_overrides(arguments))
-        model = load(asked.bundle, device=asked.device, precision=asked.precision)
-        report = evaluate(
-            model, scenes=asked.scenes, seed=asked.seed, frames=asked.frames, returns=asked.returns, sheet=asked.sheet
-        )
+        report = run(asked)
     except SanaWMError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

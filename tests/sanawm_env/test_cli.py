@@ -4,6 +4,7 @@ import pytest
 
 from sanawm_env import cli
 from sanawm_env.errors import BundleError
+from sanawm_env.evaluation.command import EvalRooms
 
 
 def test_an_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,5 +49,5 @@ def test_exit_status(
 
 def test_flags_are_stronger_than_overrides() -> None:
     options = cli.parser().parse_args(["eval", "rooms", "scenes=3", "seed=5", "--scenes", "4", "--json"])
-    built = cli._build(cli.EvalRooms, "eval_rooms", options)
+    built = cli._build(EvalRooms, "eval_rooms", options)
     assert (built.scenes, built.seed, options.json) == (4, 5, True)

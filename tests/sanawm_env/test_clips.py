@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKLLTX2Video, FlowMatchEulerDiscreteScheduler, SanaWMPipeline, SanaWMTransformer3DModel
 from PIL import Image
 
+from sanawm_env.benchmarks.peers import diffusers_config
 from sanawm_env.clips import generate
 from sanawm_env.errors import ConfigError, PoseError, SceneError
 from sanawm_env.model.chunks import clip_chunks
@@ -69,20 +70,7 @@ def test_the_bidirectional_variant_equals_the_public_pipeline() -> None:
         tiny_config(), denoiser=shape, variant="bidirectional", schedule=Schedule(steps=STEPS, guidance=3.0)
     )
     model = WorldModel.random(config)
-    transformer = SanaWMTransformer3DModel(
-        in_channels=8,
-        num_layers=4,
-        hidden_size=64,
-        num_attention_heads=4,
-        patch_size=(1, 1, 1),
-        softmax_every_n=2,
-        linear_head_dim=16,
-        caption_channels=32,
-        chunk_plucker_channels=24,
-        chunk_plucker_post_attn_blocks=4,
-        mlp_ratio=3.0,
-        image_size=64,
-    ).eval()
+    transformer = SanaWMTransformer3DModel(**diffusers_config(shape)).eval()
     transformer.load_state_dict(model.denoiser.state_dict())
     vae = AutoencoderKLLTX2Video.from_config(model.autoencoder.vae.config).eval()
     vae.load_state_dict({name: x.contiguous() for name, x in model.autoencoder.vae.state_dict().items()})

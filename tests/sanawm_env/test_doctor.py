@@ -21,7 +21,7 @@ from sanawm_env import doctor
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.refiner_state import RefinerConfig
-from sanawm_env.pretrained import released_config
+from sanawm_env.released import released_config
 from sanawm_env.scene import Scene, load_scene
 
 ROOT = Path(__file__).parents[2]

@@ -191,7 +191,8 @@ def test_what_does_not_fit_is_named(options: dict[str, Any], picture: Path, rele
     with pytest.raises(BundleError, match="has no refiner_diffusers/transformer"):
         open_sana_wm(**told | {"source": _without_refiner(release, tmp_path)}, refiner=True)
     mixed = _without_refiner(release, tmp_path / "mixed")
-    (mixed / "refiner" / "transformer").mkdir(parents=True)
+    (mixed / "refiner").mkdir()
+    (mixed / "refiner" / "transformer").symlink_to(release / "refiner_diffusers" / "transformer")
     with pytest.raises(BundleError, match="that of a bidirectional checkpoint, whose weights are others"):
         open_sana_wm(**told | {"source": mixed}, refiner=True)
 

@@ -14,11 +14,6 @@ from sanawm_env.vector_env import SanaWMVectorEnv
 from sanawm_env.world import WorldModel
 
 
-@pytest.fixture
-def env(tiny_model: WorldModel) -> SanaWMEnv:
-    return SanaWMEnv(tiny_model, task="drive")
-
-
 def picture(height: int = 32, width: int = 40) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 

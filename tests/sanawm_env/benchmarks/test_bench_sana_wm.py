@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from sanawm_env import cli
-from sanawm_env.benchmarks import sana_wm
-from sanawm_env.benchmarks.sana_wm import PARTS, Bench, BenchSanaWM, config_of, real_time_factors
+from sanawm_env.benchmarks import ours, sana_wm
+from sanawm_env.benchmarks.rows import PARTS, Bench, BenchSanaWM, config_of
+from sanawm_env.benchmarks.sana_wm import real_time_factors
 from sanawm_env.bundle import empty_parts
 from sanawm_env.errors import BackendError, ConfigError
 from sanawm_env.model.config import DenoiserConfig
@@ -127,7 +128,7 @@ def test_what_fails_is_told_and_the_rest_goes_on(
     def world(bench: Bench, variant: Variant) -> WorldModel:
         return broken() if variant == "teacher" else whole(bench, variant)  # type: ignore[return-value]
 
-    monkeypatch.setattr(sana_wm, "stream", broken)
+    monkeypatch.setattr(ours, "stream", broken)
     monkeypatch.setattr(Bench, "world", world)
     settings = quick(tmp_path, parts=("distilled", "teacher", "check"))
     report = sana_wm.run(settings)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from sanawm_env.errors import ConfigError
-from sanawm_env.evaluation import __main__ as command
+from sanawm_env.evaluation import __main__ as bare
 from sanawm_env.evaluation import evaluate, rooms
 from sanawm_env.evaluation.held_out import FIRST_SEED, SEEDS_EACH, held_out, shrunk_intrinsics
 from sanawm_env.evaluation.pose_error import as_matrix, magnitude
@@ -163,16 +163,16 @@ def test_returns_are_whole_laps_of_whole_chunks(model: WorldModel, returns: tupl
 def test_command_refuses_what_it_does_not_know(
     argument: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: WorldModel
 ) -> None:
-    monkeypatch.setattr(command, "load", lambda *_, **__: model)
-    assert command.main([argument]) == 2
+    monkeypatch.setattr("sanawm_env.evaluation.command.load", lambda *_, **__: model)
+    assert bare.main([argument]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_command_ends_with_one_json_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: WorldModel
 ) -> None:
-    monkeypatch.setattr(command, "load", lambda *_, **__: model)
-    monkeypatch.setattr(command, "evaluate", lambda model, **options: {"options": options})
-    assert command.main(["scenes=2", "frames=8", "json=true"]) == 0
+    monkeypatch.setattr("sanawm_env.evaluation.command.load", lambda *_, **__: model)
+    monkeypatch.setattr("sanawm_env.evaluation.command.evaluate", lambda model, **options: {"options": options})
+    assert bare.main(["scenes=2", "frames=8", "json=true"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(last)["options"] == {"scenes": 2, "seed": 0, "frames": 8, "returns": [128, 256], "sheet": None}

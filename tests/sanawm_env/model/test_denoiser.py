@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import SanaWMTransformer3DModel
 
+from sanawm_env.benchmarks.peers import diffusers_config
 from sanawm_env.camera import pixel_rays, ray_transforms
 from sanawm_env.conditioning import Conditioning, condition
 from sanawm_env.errors import ConfigError
@@ -118,21 +119,6 @@ def test_full_size_model_has_the_public_layout() -> None:
 
 
 def test_bidirectional_equals_diffusers() -> None:
-    reference = SanaWMTransformer3DModel(
-        in_channels=8,
-        num_layers=4,
-        hidden_size=64,
-        num_attention_heads=4,
-        patch_size=(1, 1, 1),
-        softmax_every_n=2,
-        linear_head_dim=16,
-        caption_channels=32,
-        chunk_plucker_channels=48,
-        chunk_plucker_post_attn_blocks=4,
-        mlp_ratio=3.0,
-        image_size=64,
-    ).eval()
-    randomise(reference, torch.Generator().manual_seed(0))
     config = DenoiserConfig(
         in_channels=8,
         hidden_size=64,
@@ -145,6 +131,8 @@ def test_bidirectional_equals_diffusers() -> None:
         window_chunks=None,
         behaviour="diffusers",
     )
+    reference = SanaWMTransformer3DModel(**diffusers_config(config)).eval()
+    randomise(reference, torch.Generator().manual_seed(0))
     denoiser = Denoiser(config).eval()
     denoiser.load_state_dict(reference.state_dict(), strict=True)
     draw = torch.Generator().manual_seed(2)
