@@ -14,8 +14,10 @@ from torch import Tensor
 from sanawm_env.benchmarks.ours import Clip
 from sanawm_env.benchmarks.rows import Bench
 from sanawm_env.benchmarks.streaming import relative_difference
+from sanawm_env.errors import BundleError
+from sanawm_env.model.checkpoint import listed
 from sanawm_env.model.config import DenoiserConfig
-from sanawm_env.model.public_keys import RENAMED
+from sanawm_env.model.public_keys import DROPPED, RENAMED
 from sanawm_env.world import WorldModel
 
 
@@ -92,11 +94,13 @@ def measure_sglang(bench: Bench) -> None:
         bench.absent("sglang", error)
         return
     root = "sglang.multimodal_gen"
+    # Importing it turns cuDNN's attention off for the whole process.
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     configs = importlib.import_module(f"{root}.configs.models.dits.sana_wm")
     settings = importlib.import_module(f"{root}.runtime.server_args")
     context = importlib.import_module(f"{root}.runtime.managers.forward_context")
     dits = importlib.import_module(f"{root}.runtime.models.dits.sana_wm")
-    model = bench.world("bidirectional")
+    model = bench.world("bidirectional", behaviour="sglang_dense")
     shape = model.config.denoiser
     architecture = configs.SanaWMArchConfig(
         in_channels=shape.in_channels,
@@ -126,12 +130,21 @@ def measure_sglang(bench: Bench) -> None:
     weights = dict(model.denoiser.state_dict())
     for theirs, ours in RENAMED.items():
         weights = {name.replace(ours, theirs): x for name, x in weights.items()}
-    transformer.load_state_dict(weights, assign=True, strict=False)
-    transformer.to(bench.dtype).eval().requires_grad_(False)
+    # A cast of the whole would take its complex table of rotations for real numbers.
+    missing, unexpected = transformer.load_state_dict(weights, assign=True, strict=False)
+    if unexpected or set(missing) - set(DROPPED):
+        raise BundleError(
+            f"SGLang's model and ours differ in {listed([*missing, *unexpected])}; take its version 0.5.23."
+        )
+    transformer.eval().requires_grad_(False)
 
     def forward(**given: Tensor) -> Tensor:
-        with context.set_forward_context(current_timestep=0, attn_metadata=None):
-            out: Tensor = transformer(**given)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        try:
+            with context.set_forward_context(current_timestep=0, attn_metadata=None):
+                out: Tensor = transformer(**given)
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(cudnn)
         return out
 
     for length in bench.config.lengths:

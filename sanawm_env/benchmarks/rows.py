@@ -143,9 +143,11 @@ class Bench:
         del result
         return {"ms": percentiles([timed(work, self.device) for _ in range(count)]), "repeats": count}
 
-    def world(self, variant: Variant) -> WorldModel:
-        """A world of random weights, made on the device itself."""
+    def world(self, variant: Variant, behaviour: str | None = None) -> WorldModel:
+        """A world of random weights, made on the device itself. behaviour: in place of the variant's own."""
         config = config_of(self.config.size, variant)
+        if behaviour is not None:
+            config = replace(config, denoiser=replace(config.denoiser, behaviour=behaviour))
         parts = empty_parts(config)
         denoiser, autoencoder = (self.randomised(parts[name]) for name in ("denoiser", "autoencoder"))
         assert isinstance(denoiser, Denoiser)
