@@ -196,7 +196,7 @@ def test_text_is_aligned_and_complete(tmp_path: Path) -> None:
     for title in ("This machine", "Missing extras", "Released weights", "Memory for one world", "Licences"):
         assert any(line.startswith(title) for line in lines), title
     assert f"{tmp_path / 'home' / 'hub'}, " in text and ", offline" in text
-    assert "not measured  sanawm bench sana-wm" in text
+    assert "distilled.decoded  random weights, bfloat16, NVIDIA H200, 20" in text, "the table that comes along"
     assert "38 GB" in text and "Gemma Terms of Use" in text and "LTX-2 Community License" in text
     table = [line for line in lines if line.startswith(("  distilled", "  teacher", "  bidirectional"))]
     assert len(table) == 10
