@@ -229,7 +229,8 @@ def _advance(
             draw = normal(state.seed, state.chunk, 1, tuple(new.shape[1:]), device=model.device)
             refined, window = model.refiner.refine(state.refiner, new, draw, *refiner_text(state.text))
         shown = new if refined is None else refined
-        pixels, cache = model.autoencoder.decode(shown.to(model.dtype), state.decoder)
+        # Every full state has decoded its first picture; asking its cache would wait for the device.
+        pixels, cache = model.autoencoder.decode(shown.to(model.dtype), state.decoder, started=True)
         frames = to_uint8(pixels)
     advanced = WorldState(
         chunk=state.chunk + 1,

@@ -5,6 +5,7 @@ and 4.6).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -140,8 +141,8 @@ class WindowReader:
         length = self.config.chunk_latents
         if not self.chunks.opening:
             old = self.memory[f"previous_{name}"].unflatten(1, (slots, length))
-            taken = torch.tensor([[slot == s for s in range(slots)] for slot in self.chunks.slot], device=keys.device)
-            return torch.where(taken[:, :, None, None, None, None], keys[:, None], old).flatten(1, 2)[:, None]
+            taken = _taken(self.chunks.slot, slots, keys.device)
+            return torch.where(taken, keys[:, None], old).flatten(1, 2)[:, None]
         rows = []
         for chunk in range(len(self.chunks.lengths)):
             frames = [frame for index in previous_chunks(chunk + 1, slots) for frame in self.chunks.frames_of(index)]
@@ -149,3 +150,11 @@ class WindowReader:
             empty = keys.new_zeros(keys.shape[0], missing, *keys.shape[2:])
             rows.append(torch.cat([take(keys, frames), empty], dim=1) if frames else empty)
         return torch.stack(rows, dim=1)
+
+
+@lru_cache(maxsize=256)
+def _taken(slot: tuple[int, ...], slots: int, device: torch.device) -> Tensor:
+    """Whether each slot is the one a world's chunk takes, [B, slots, 1, 1, 1, 1]; kept on the device, since building
+    it anew would stop the host at every block.
+    """
+    return torch.tensor([[one == s for s in range(slots)] for one in slot], device=device)[..., None, None, None, None]

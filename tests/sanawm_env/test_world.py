@@ -142,7 +142,7 @@ def test_interrupt_within_a_step_leaves_the_last_committed_state(
     state, _ = roll(model, start(model, 1), range(1), batch=1)
     before = state.clone()
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
