@@ -15,6 +15,7 @@ from sanawm_env.datasets import files, schema
 from sanawm_env.errors import StorageError
 
 if TYPE_CHECKING:
+    from sanawm_env.datasets.reader import EpisodeStore
     from sanawm_env.datasets.writer import EpisodeWriter
 
 
@@ -58,16 +59,21 @@ class OpenEpisode:
             self._take(arrays)
             self.frames += steps * writer.info.frames_per_step
 
-    def adopt(self, rows: Mapping[str, np.ndarray], paths: Mapping[str, list[Path]], frames: int) -> None:
-        """Takes a whole episode of another store with its files as they are: `rows` of the arrays that grow, copies of
-        `paths` for the others."""
-        with self._dropping():
-            for key, sources in paths.items():
-                self.files[key] = [self._place() for _ in sources]
-                for source, target in zip(sources, self.files[key]):
-                    shutil.copyfile(source, target)
-            self.rows = {key: [values] for key, values in rows.items()}
-            self.keys, self.frames = {*rows, *paths}, frames
+    def adopt(self, store: EpisodeStore, index: int) -> None:
+        """Takes episode `index` of another store, its encoded files as they are."""
+        with self._dropping() as writer:
+            sizes = writer.sizes()
+            if different := {axis for axis, length in store.sizes.items() if sizes.setdefault(axis, length) != length}:
+                raise StorageError(f"{store.path} has other lengths of {sorted(different)}: {store.sizes}, not {sizes}")
+            for key, table in store.tables.items():
+                if table.written == "growing":
+                    self.rows[key] = [store.stored(key, index)]
+                    continue
+                self.files[key] = []
+                for source in store.files(key, index):
+                    self.files[key].append(self._place())
+                    shutil.copyfile(source, self.files[key][-1])
+            self.keys, self.frames = set(store.tables), len(self.rows["valid"][0])
 
     def commit(self, *, reason: str = "", seconds: float = 0.0) -> int:
         """Makes the episode visible, and returns its index once it is. reason: why it ended, of `END_REASONS`; seconds:

@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 
 from sanawm_env.datasets import schema
-from sanawm_env.datasets.layout import file_name
+from sanawm_env.datasets.layout import METADATA, file_name
 from sanawm_env.datasets.provenance import StoreInfo
 from sanawm_env.datasets.schema import Array
 from sanawm_env.errors import StorageError
@@ -39,16 +39,10 @@ class EpisodeStore:
         self.tables: dict[str, Array] = {}
         self.arrays: dict[str, Any] = {}
         for array in schema.BY_KEY.values() if len(self) else ():
-            if array.name in group:
-                self.arrays[array.key], self.tables[array.key] = group[array.name], array
-            elif array.required:
-                raise StorageError(f"{self.path} has no array {array.name}; restore its folder from a copy")
-        for key, stored in self.arrays.items():
-            needed = self.tables[key].rows_at(len(self), self.frames, self.info.frames_per_step)
-            if stored.shape[0] < needed:
-                raise StorageError(f"{self.path}: array {key} has {stored.shape[0]} rows, the index {needed}; {VERIFY}")
+            if array.required or (self.path / array.name).exists():
+                self.arrays[array.key], self.tables[array.key] = self._array(group, array), array
         self.meta = {
-            array.name.removeprefix("meta/"): self._decode(group[array.name], slice(0, len(self)), array.name)
+            array.name.removeprefix("meta/"): self._decode(self._array(group, array), slice(0, len(self)), array.name)
             for array in schema.META
         }
 
@@ -100,20 +94,41 @@ class EpisodeStore:
         folder, rank = self.path / self.tables[key].name, len(self.tables[key].axes)
         return [folder / file_name(number, rank) for number in range(rows.start // per_file, -(-rows.stop // per_file))]
 
+    @property
+    def sizes(self) -> schema.Sizes:
+        """Lengths of the named axes of its arrays, without the one that grows."""
+        axes = [pair for key, table in self.tables.items() for pair in zip(table.axes[1:], self.arrays[key].shape[1:])]
+        return {axis: length for axis, length in axes if isinstance(axis, str)}
+
     def tail(self, key: str) -> np.ndarray:
         """The rows of array `key` in its last file, none if that is full."""
         table = self.tables[key]
         rows = table.rows_at(len(self), self.frames, self.info.frames_per_step)
         return self._decode(self.arrays[key], slice(rows - rows % table.chunk, rows), key)
 
+    def _array(self, group: Any, array: Array) -> Any:
+        """A Zarr array, once it has the rows that the index counts."""
+        needed = array.rows_at(len(self), self.frames, self.info.frames_per_step)
+        try:
+            stored = group[array.name]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise StorageError(f"{self.path}: array {array.name} cannot be opened ({error}); {VERIFY}") from error
+        if stored.shape[0] < needed:
+            raise StorageError(f"{self.path}: array {array.name} has {stored.shape[0]} rows, not {needed}; {VERIFY}")
+        return stored
+
     def _axis(self, key: str) -> str | int:
         return self.tables[key].axes[0]
 
-    def _read(self, key: str, index: int) -> np.ndarray:
+    def stored(self, key: str, index: int) -> np.ndarray:
+        """The rows of array `key` of episode `index`, with their axis; one row for arrays of its start."""
         for path in self.files(key, index):
             if not path.exists():  # Zarr would show zeros
                 raise StorageError(f"{path} is missing, episode {index} needs it; {VERIFY}")
-        rows = self._decode(self.arrays[key], self.rows(key, index), key)
+        return self._decode(self.arrays[key], self.rows(key, index), key)
+
+    def _read(self, key: str, index: int) -> np.ndarray:
+        rows = self.stored(key, index)
         return rows[0] if self._axis(key) == "episode" else rows
 
     def _decode(self, stored: Any, rows: slice, name: str) -> np.ndarray:
@@ -137,6 +152,8 @@ def _open(path: Path) -> Any:
         group = zarr.open_group(path, mode="r", zarr_format=3)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise StorageError(f"{path} is not an episode store; give the folder that was written, e.g. x.zarr") from error
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{path / METADATA} is damaged ({error}); {VERIFY}") from error
     name, version = group.attrs.get("schema"), group.attrs.get("version")
     if name != schema.NAME or not isinstance(version, int):
         raise StorageError(f"{path} has schema {name!r}, expected {schema.NAME!r}; it was written by something else")
@@ -149,9 +166,9 @@ def _open(path: Path) -> Any:
 
 def _read_ends(path: Path) -> np.ndarray:
     group = _open(path)
-    if schema.ENDS not in group:
+    if not (path / schema.ENDS / METADATA).exists():
         raise StorageError(f"{path} has no {schema.ENDS}: it was not written to its end; record it again")
     try:
         return np.asarray(group[schema.ENDS][:])
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
         raise StorageError(f"{path}: {schema.ENDS}: {error}; {VERIFY}") from error

@@ -275,13 +275,9 @@ class EpisodeWriter:
             ids={store.identity(index) for index in range(len(store))},
             sources=store.sources,
             keys=set(store.arrays),
+            sizes=store.sizes,
         )
         for key, table in store.tables.items():
-            state.sizes |= {
-                axis: length
-                for axis, length in zip(table.axes[1:], store.arrays[key].shape[1:])
-                if not isinstance(axis, int)
-            }
             if table.written == "growing":
                 state.tails[table.name] = store.tail(key)
         for name, rows in {**store.meta, "episode_ends": store.ends}.items():
