@@ -25,8 +25,10 @@ class OpenEpisode:
     A failure of any method drops the episode, and the writer goes on with others.
     """
 
-    def __init__(self, writer: EpisodeWriter, folder: Path, *, seed: int, source: dict[str, Any], identity: bytes):
-        self.seed, self.source, self.identity = seed, source, identity
+    def __init__(
+        self, writer: EpisodeWriter, folder: Path, *, seed: int, room: int, source: dict[str, Any], identity: bytes
+    ):
+        self.seed, self.room, self.source, self.identity = seed, room, source, identity
         self.frames = 0
         self.keys: set[str] = set()
         self.files: dict[str, list[Path]] = {}  # by key; of arrays that are written once

@@ -66,12 +66,13 @@ class EpisodeStore:
         return arrays
 
     def describe(self, index: int) -> dict[str, Any]:
-        """What is known of episode `index`: id, seed, why it ended, seconds of computing, and its provenance."""
+        """What is known of episode `index`: id, seed, room, why it ended, seconds of computing, and its provenance."""
         index = self._number(index)
         source, reason = (int(self.meta[f"episode_{name}"][index]) for name in ("sources", "reasons"))
         return {
             "id": self.identity(index).hex(),
             "seed": int(self.meta["episode_seeds"][index]),
+            "room": int(self.meta["episode_rooms"][index]),
             "reason": schema.END_REASONS[reason],
             "seconds": float(self.meta["episode_seconds"][index]),
             "steps": len(range(*self.rows("frames", index).indices(self.frames))) // self.info.frames_per_step,

@@ -141,6 +141,9 @@ TABLE: tuple[Array, ...] = (
     _planes("start/truth_instances", "int16", "", "number of the truth's object at each pixel"),
     Array(name=ENDS, dtype="int64", axes=("episode",), unit="row", meaning="rows of data up to the episode's end"),
     Array(name="meta/episode_seeds", dtype="int64", axes=("episode",), unit="", meaning="seed of the world"),
+    Array(
+        name="meta/episode_rooms", dtype="int64", axes=("episode",), unit="", meaning="seed of its room, -1 for none"
+    ),
     Array(name="meta/episode_reasons", dtype="uint8", axes=("episode",), unit="", meaning="index into end_reasons"),
     Array(name="meta/episode_sources", dtype="int32", axes=("episode",), unit="", meaning="index into sources"),
     Array(name="meta/episode_ids", dtype="uint8", axes=("episode", 16), unit="", meaning="unique number of an episode"),

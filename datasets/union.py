@@ -87,7 +87,8 @@ def merge(
 def _copy(store: EpisodeStore, index: int, writer: EpisodeWriter) -> None:
     told = store.describe(index)
     source = store.sources[int(store.meta["episode_sources"][index])]
-    with writer.begin({}, seed=told["seed"], provenance=source, identity=store.identity(index)) as episode:
+    facts = {"seed": told["seed"], "room": told["room"], "identity": store.identity(index)}
+    with writer.begin({}, provenance=source, **facts) as episode:
         episode.adopt(store, index)
         episode.commit(reason=told["reason"], seconds=told["seconds"])
 

@@ -74,6 +74,7 @@ class EpisodeWriter:
         arrays: Mapping[str, np.ndarray],
         *,
         seed: int,
+        room: int = -1,
         reason: str = "",
         seconds: float = 0.0,
         provenance: Provenance | Mapping[str, Any] | None = None,
@@ -85,7 +86,7 @@ class EpisodeWriter:
         row axis. Every episode of a store has the same ones, and one picture size. StorageError otherwise.
         """
         start = {key: values for key, values in arrays.items() if key.startswith("start_")}
-        with self.begin(start, seed=seed, provenance=provenance, identity=identity) as episode:
+        with self.begin(start, seed=seed, room=room, provenance=provenance, identity=identity) as episode:
             episode.append({key: values for key, values in arrays.items() if key not in start})
             return episode.commit(reason=reason, seconds=seconds)
 
@@ -94,13 +95,15 @@ class EpisodeWriter:
         start: Mapping[str, np.ndarray],
         *,
         seed: int,
+        room: int = -1,
         provenance: Provenance | Mapping[str, Any] | None = None,
         identity: bytes | None = None,
     ) -> OpenEpisode:
         """An episode that is appended to step by step; any number of them may be open at once.
 
-        start: what reset returned, by key ("start_frames", "start_poses", "start_intrinsics"). identity: 16 bytes that
-        no other episode has, drawn if None. provenance: where it comes from, or its mapping as a store gives it.
+        start: what reset returned, by key ("start_frames", "start_poses", "start_intrinsics"). room: seed of its room,
+        -1 for none. identity: 16 bytes that no other episode has, drawn if None. provenance: where it comes from, or
+        its mapping as a store gives it.
         """
         state = self._state()
         if not state.episodes and not self._open:
@@ -116,7 +119,7 @@ class EpisodeWriter:
         with files.storing(self.path):
             folder = self.path / STAGING / uuid.uuid4().hex
             folder.mkdir(parents=True)
-        episode = OpenEpisode(self, folder, seed=int(seed), source=source, identity=identity)
+        episode = OpenEpisode(self, folder, seed=int(seed), room=int(room), source=source, identity=identity)
         self._open.append(episode)
         episode.begin(start)
         return episode
@@ -167,6 +170,7 @@ class EpisodeWriter:
         rows |= {
             schema.ENDS: np.array([after.frames], np.int64),
             "meta/episode_seeds": np.array([episode.seed], np.int64),
+            "meta/episode_rooms": np.array([episode.room], np.int64),
             "meta/episode_reasons": np.array([schema.END_REASONS.index(reason)], np.uint8),
             "meta/episode_sources": np.array([after.sources.index(episode.source)], np.int32),
             "meta/episode_ids": np.frombuffer(episode.identity, np.uint8)[None],

@@ -46,6 +46,7 @@ def test_round_trip_of_several_episodes(tmp_path: Path) -> None:
     assert store.describe(-1) == told.mapping() | {
         "id": number(2).hex(),
         "seed": 12,
+        "room": -1,
         "reason": "success",
         "seconds": 1.5,
         "steps": 1,
