@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,14 @@ def merge(
     check_alike([*there, *stores])
     check_apart(stores if resume else [*there, *stores])
     total, copied = sum(len(store) for store in stores), 0
-    with EpisodeWriter(target, stores[0].info) as writer:
+    with EpisodeWriter(target, stores[0].info, durable=bool(there)) as writer:
         for done, (store, index) in enumerate((one, index) for one in stores for index in range(len(one))):
             if not (resume and store.identity(index) in writer):
                 _copy(store, index, writer)
                 copied += 1
             if progress is not None:
                 progress(done + 1, total)
+    os.sync()
     return copied
 
 

@@ -50,7 +50,7 @@ class EpisodeLog:
     ) -> None:
         if not isinstance(env, Worlds):
             raise ConfigError(f"{type(env).__name__} has no world to record; wrap an environment of sanawm_env.")
-        self.env, self.truth, self.told = env, truth, {"licences": licences, "extra": extra}
+        self.env, self.truth, self.licences, self.extra = env, truth, licences, extra
         self.writer = EpisodeWriter(path, store_info(env, **(codec or {})), durable=durable)
         self._running: dict[int, _Running] = {}
 
@@ -65,9 +65,8 @@ class EpisodeLog:
             if self.truth:
                 seen = self._seen(room, rows["start_poses"][None], rows["start_intrinsics"])
                 rows |= {f"start_{key}": values[0] for key, values in seen.items()}
-            episode = self.writer.begin(
-                rows, seed=int(told["seed"]), room=room, provenance=provenance(self.env, told, **self.told)
-            )
+            source = provenance(self.env, told, licences=self.licences, extra=self.extra)
+            episode = self.writer.begin(rows, seed=int(told["seed"]), room=room, provenance=source)
             share = self.env.last_timing["reset_seconds"] / len(worlds)
             self._running[world] = _Running(episode, room, rows["start_poses"], rows["start_intrinsics"], share)
 
