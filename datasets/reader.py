@@ -10,52 +10,166 @@ import numpy as np
 import zarr
 
 from sanawm_env.datasets import schema
+from sanawm_env.datasets.layout import METADATA, file_name
+from sanawm_env.datasets.provenance import StoreInfo
+from sanawm_env.datasets.schema import Array
 from sanawm_env.errors import StorageError
 
 
 class EpisodeStore:
-    """A finished store at `path`. len(store) episodes; store[i] is one as a mapping of arrays, time first.
+    """The committed episodes of the store at `path`, as they were when it was opened; it may be written to meanwhile.
 
-    attributes: fps, action_map, action_columns, action_units, bundle_sha256, package_version and what the writer added.
-    StorageError: nothing there, another format, a newer version, an index that points beyond the data.
+    len(store) episodes; store[i] is one as a mapping of arrays, time first. info: what all episodes share. ends: rows
+    of `data` up to the end of each. meta: the other arrays of `meta` by name, one row an episode. sources: the
+    provenance that `episode_sources` points to. arrays: every Zarr array of `data` and `start` by key ("frames",
+    "start_frames"), for reading windows; rows from `ends[-1]` on are not part of the store.
+
+    StorageError: nothing there, another format or version, an index that points beyond the data.
     """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self._group = _open(self.path)
-        self.attributes: Mapping[str, Any] = dict(self._group.attrs)
-        _check_version(self.path, self.attributes)
-        if schema.ENDS not in self._group:
-            raise StorageError(f"{self.path} has no {schema.ENDS}: its writer did not finish; record it again")
-        self.ends: np.ndarray = self._group[schema.ENDS][:]
-        self.seeds: np.ndarray = self._group[schema.SEEDS][:]
-        self.arrays: dict[str, Any] = dict(self._group["data"].arrays()) if len(self.ends) else {}
-        for name, array in self.arrays.items():
-            if array.shape[0] < self.ends[-1]:
-                raise StorageError(f"{self.path}: array {name} has {array.shape[0]} rows, the index {self.ends[-1]}")
+        # The index first: whatever a writer adds from now on, everything read after it holds at least what it names.
+        self.ends = _read_ends(self.path)
+        group = _open(self.path)
+        self.attributes: Mapping[str, Any] = dict(group.attrs)
+        self.info = StoreInfo.of(self.attributes)
+        self.sources: list[dict[str, Any]] = list(self.attributes.get("sources", ()))
+        self.frames = int(self.ends[-1]) if len(self) else 0
+        self.tables: dict[str, Array] = {}
+        self.arrays: dict[str, Any] = {}
+        for array in schema.BY_KEY.values() if len(self) else ():
+            if array.required or (self.path / array.name).exists():
+                self.arrays[array.key], self.tables[array.key] = self._array(group, array), array
+        self.meta = {
+            array.name.removeprefix("meta/"): self._decode(self._array(group, array), slice(0, len(self)), array.name)
+            for array in schema.META
+        }
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Every array of episode `index`, rows of that episode only."""
+        """Episode `index` up to its end: arrays with T valid rows, and without a row axis those of its start."""
+        return self.read(index)
+
+    def read(self, index: int, *, valid_only: bool = True) -> dict[str, np.ndarray]:
+        """Every array of episode `index`; valid_only=False gives the frames after its end in the last step too.
+
+        `EpisodeWriter.add` takes what valid_only=False gives. StorageError where a file is missing or damaged.
+        """
+        index = self._number(index)
+        arrays = {key: self._read(key, index) for key in self.arrays}
+        if valid_only:
+            count = int(np.count_nonzero(arrays["valid"]))
+            arrays = {key: rows[:count] if self._axis(key) == "time" else rows for key, rows in arrays.items()}
+        return arrays
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """What is known of episode `index`: id, seed, room, why it ended, seconds of computing, and its provenance."""
+        index = self._number(index)
+        source, reason = (int(self.meta[f"episode_{name}"][index]) for name in ("sources", "reasons"))
+        return {
+            "id": self.identity(index).hex(),
+            "seed": int(self.meta["episode_seeds"][index]),
+            "room": int(self.meta["episode_rooms"][index]),
+            "reason": schema.END_REASONS[reason],
+            "seconds": float(self.meta["episode_seconds"][index]),
+            "steps": len(range(*self.rows("frames", index).indices(self.frames))) // self.info.frames_per_step,
+            **self.sources[source],
+        }
+
+    def identity(self, index: int) -> bytes:
+        """The 16 bytes that no other episode has."""
+        return bytes(self.meta["episode_ids"][index])
+
+    def rows(self, key: str, index: int) -> slice:
+        """Rows of array `key` that episode `index` has."""
+        table, before = self.tables[key], int(self.ends[index - 1]) if index else 0
+        per_step = self.info.frames_per_step
+        return slice(table.rows_at(index, before, per_step), table.rows_at(index + 1, int(self.ends[index]), per_step))
+
+    def files(self, key: str, index: int) -> list[Path]:
+        """The files with the rows of array `key` of episode `index`."""
+        rows, per_file = self.rows(key, index), self.tables[key].rows_per_file(self.info.frames_per_step)
+        folder, rank = self.path / self.tables[key].name, len(self.tables[key].axes)
+        return [folder / file_name(number, rank) for number in range(rows.start // per_file, -(-rows.stop // per_file))]
+
+    @property
+    def sizes(self) -> schema.Sizes:
+        """Lengths of the named axes of its arrays, without the one that grows."""
+        axes = [pair for key, table in self.tables.items() for pair in zip(table.axes[1:], self.arrays[key].shape[1:])]
+        return {axis: length for axis, length in axes if isinstance(axis, str)}
+
+    def tail(self, key: str) -> np.ndarray:
+        """The rows of array `key` in its last file, none if that is full."""
+        table = self.tables[key]
+        rows = table.rows_at(len(self), self.frames, self.info.frames_per_step)
+        return self._decode(self.arrays[key], slice(rows - rows % table.chunk, rows), key)
+
+    def _array(self, group: Any, array: Array) -> Any:
+        """A Zarr array, once it has the rows that the index counts."""
+        needed = array.rows_at(len(self), self.frames, self.info.frames_per_step)
+        try:
+            stored = group[array.name]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise StorageError(f"{self.path}: array {array.name} cannot be opened ({error}); {VERIFY}") from error
+        if stored.shape[0] < needed:
+            raise StorageError(f"{self.path}: array {array.name} has {stored.shape[0]} rows, not {needed}; {VERIFY}")
+        return stored
+
+    def _axis(self, key: str) -> str | int:
+        return self.tables[key].axes[0]
+
+    def stored(self, key: str, index: int) -> np.ndarray:
+        """The rows of array `key` of episode `index`, with their axis; one row for arrays of its start."""
+        for path in self.files(key, index):
+            if not path.exists():  # Zarr would show zeros
+                raise StorageError(f"{path} is missing, episode {index} needs it; {VERIFY}")
+        return self._decode(self.arrays[key], self.rows(key, index), key)
+
+    def _read(self, key: str, index: int) -> np.ndarray:
+        rows = self.stored(key, index)
+        return rows[0] if self._axis(key) == "episode" else rows
+
+    def _decode(self, stored: Any, rows: slice, name: str) -> np.ndarray:
+        try:
+            return np.asarray(stored[rows])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise StorageError(f"{self.path}: {name} rows {rows.start} to {rows.stop}: {error}; {VERIFY}") from error
+
+    def _number(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"episode {index} of {len(self)}")
-        index %= len(self)
-        rows = slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
-        return {name: array[rows] for name, array in self.arrays.items()}
+        return index % len(self)
+
+
+VERIFY = "`sanawm verify` says what is damaged; restore it from a copy"
 
 
 def _open(path: Path) -> Any:
+    """The group of a store, once its attributes are found to be of this format and version."""
     try:
-        return zarr.open_group(path, mode="r", zarr_format=3)
-    except (FileNotFoundError, ValueError) as error:
+        group = zarr.open_group(path, mode="r", zarr_format=3)
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise StorageError(f"{path} is not an episode store; give the folder that was written, e.g. x.zarr") from error
-
-
-def _check_version(path: Path, attributes: Mapping[str, Any]) -> None:
-    name, version = attributes.get("schema"), attributes.get("version")
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{path / METADATA} is damaged ({error}); {VERIFY}") from error
+    name, version = group.attrs.get("schema"), group.attrs.get("version")
     if name != schema.NAME or not isinstance(version, int):
         raise StorageError(f"{path} has schema {name!r}, expected {schema.NAME!r}; it was written by something else")
     if version > schema.VERSION:
         raise StorageError(f"{path} has version {version}, this package reads up to {schema.VERSION}; upgrade it")
+    if version < schema.VERSION:
+        raise StorageError(f"{path} has version {version}, this package reads {schema.VERSION} only; record it again")
+    return group
+
+
+def _read_ends(path: Path) -> np.ndarray:
+    group = _open(path)
+    if not (path / schema.ENDS / METADATA).exists():
+        raise StorageError(f"{path} has no {schema.ENDS}: it was not written to its end; record it again")
+    try:
+        return np.asarray(group[schema.ENDS][:])
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+        raise StorageError(f"{path}: {schema.ENDS}: {error}; {VERIFY}") from error

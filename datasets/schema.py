@@ -1,137 +1,225 @@
 """The layout of an episode store, one table that writer, reader and validator share.
 
-A store is a Zarr v3 group: `data/<array>` holds every episode back to back along time, `meta/episode_ends` says where
-each one ends and is written last, so that a crash leaves unreferenced rows and never half an episode.
+A store is a Zarr v3 group. `data/<array>` holds every episode back to back along time, F frames (rows) a step of the
+world; `start/<array>` and `meta/<array>` hold one row an episode: what `reset` returned, and what is known of it. Row t
+of `data` is frame t + 1 of its episode, so an episode of k steps has k F rows and no file holds two episodes.
+`meta/episode_ends` says where each episode ends and is published last: rows beyond it do not exist for a reader.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from sanawm_env.errors import StorageError
 
 NAME = "sanawm-episodes"
-VERSION = 1
+VERSION = 2
 ENDS = "meta/episode_ends"
-SEEDS = "meta/episode_seeds"
+ROWS = 512  # rows a file of the arrays whose last file is written anew as they grow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Array:
-    """One array of the store: `axes` name its dimensions (a number is a fixed length), time first and alone chunked.
+    """One array of the store. `axes` name its dimensions, a number is a fixed length; only the first one grows.
 
-    chunk: rows a chunk. shard: rows a file. codec: "jpeg" keeps pictures one by one, "zstd" is lossless.
+    axes[0]: "time" (a row a frame), "step" (a row a step of F frames) or "episode". codec: "picture" keeps pictures one
+    by one with the store's picture codec, "zstd" is lossless. chunk: rows decoded together. written: "once", a file
+    holds a step or an episode and is never touched again; "growing", a file is a chunk of rows, the last one replaced
+    as episodes come.
     """
 
     name: str
     dtype: str
     axes: tuple[str | int, ...]
     unit: str
-    codec: Literal["jpeg", "zstd"] = "zstd"
-    chunk: int = 256
-    shard: int | None = None
+    codec: Literal["picture", "zstd"] = "zstd"
+    chunk: int = ROWS
+    written: Literal["once", "growing"] = "growing"
     required: bool = True
     meaning: str = ""
 
+    @property
+    def key(self) -> str:
+        """Its name among the arrays of an episode: `data/frames` is "frames", `start/frames` is "start_frames"."""
+        group, name = self.name.split("/")
+        return name if group == "data" else f"{group}_{name}"
 
-TABLE: tuple[Array, ...] = (
-    Array(
-        name="frames",
+    def rows_per_file(self, frames_per_step: int) -> int:
+        """Rows that a file holds."""
+        if self.written == "growing":
+            return self.chunk
+        return frames_per_step if self.axes[0] == "time" else 1
+
+    def rows_at(self, episodes: int, frames: int, frames_per_step: int) -> int:
+        """Rows of a store with so many episodes and frames."""
+        return {"time": frames, "step": frames // frames_per_step, "episode": episodes}[str(self.axes[0])]
+
+
+def _pictures(name: str, meaning: str, *, required: bool = True) -> Array:
+    return Array(
+        name=name,
         dtype="uint8",
-        axes=("time", "height", "width", 3),
+        axes=("time" if name.startswith("data/") else "episode", "height", "width", 3),
         unit="grey level",
-        codec="jpeg",
+        codec="picture",
         chunk=1,
-        shard=64,
-        meaning="what the camera saw",
-    ),
+        written="once",
+        required=required,
+        meaning=meaning,
+    )
+
+
+def _planes(name: str, dtype: str, unit: str, meaning: str) -> Array:
+    return Array(
+        name=name,
+        dtype=dtype,
+        axes=("time" if name.startswith("data/") else "episode", "height", "width"),
+        unit=unit,
+        chunk=1,
+        written="once",
+        required=False,
+        meaning=meaning,
+    )
+
+
+POSE = "camera to world, OpenCV axes (x right, y down, z forward)"
+TABLE: tuple[Array, ...] = (
+    _pictures("data/frames", "what the camera saw"),
+    Array(name="data/poses", dtype="float64", axes=("time", 4, 4), unit="m", meaning=f"{POSE}, where a frame is seen"),
+    Array(name="data/intrinsics", dtype="float32", axes=("time", 4), unit="pixel", meaning="fx, fy, cx, cy"),
     Array(
-        name="poses",
-        dtype="float64",
-        axes=("time", 4, 4),
-        unit="m",
-        meaning="camera to world, OpenCV axes, of the same row of frames",
-    ),
-    Array(
-        name="actions",
+        name="data/actions",
         dtype="float32",
         axes=("time", "action"),
         unit="see attribute action_units",
-        meaning="row t leads from frame t to frame t + 1; the last row of an episode is zero",
+        meaning="the action, within its limits, that led to the frame of the same row",
     ),
-    Array(name="intrinsics", dtype="float32", axes=("time", 4), unit="pixel", meaning="fx, fy, cx, cy"),
+    Array(name="data/rewards", dtype="float64", axes=("time",), unit="", meaning="of the task, zero after the end"),
+    Array(name="data/terminated", dtype="bool", axes=("time",), unit="", meaning="true where the task ended it"),
+    Array(name="data/truncated", dtype="bool", axes=("time",), unit="", meaning="true where something else ended it"),
+    Array(name="data/valid", dtype="bool", axes=("time",), unit="", meaning="false after the end within the last step"),
     Array(
-        name="valid",
-        dtype="bool",
-        axes=("time",),
-        unit="",
-        meaning="false for frames after the end of the task within the last chunk",
-    ),
-    Array(
-        name="truth_frames",
-        dtype="uint8",
-        axes=("time", "height", "width", 3),
-        unit="grey level",
-        codec="jpeg",
-        chunk=1,
-        shard=64,
-        required=False,
-        meaning="what a camera of the ground truth sees from the same pose",
-    ),
-    Array(
-        name="truth_depth",
+        name="data/step_seconds",
         dtype="float32",
-        axes=("time", "height", "width"),
-        unit="m",
-        chunk=8,
-        shard=64,
+        axes=("time",),
+        unit="s",
         required=False,
-        meaning="distance along the optical axis in the ground truth",
+        meaning="spent on computing the step that the frame belongs to",
     ),
+    Array(
+        name="data/latents",
+        dtype="float32",
+        axes=("step", "latent", "channel", "latent_height", "latent_width"),
+        unit="",
+        chunk=1,
+        written="once",
+        required=False,
+        meaning="of the step, before the refiner",
+    ),
+    _pictures("data/truth_frames", "the ground truth seen from the same pose", required=False),
+    _planes("data/truth_depth", "float32", "m", "of the truth, along the optical axis"),
+    _planes("data/truth_instances", "int16", "", "number of the truth's object at each pixel"),
+    _pictures("start/frames", "the picture that reset returned"),
+    Array(name="start/poses", dtype="float64", axes=("episode", 4, 4), unit="m", meaning=f"{POSE}, of start/frames"),
+    Array(name="start/intrinsics", dtype="float32", axes=("episode", 4), unit="pixel", meaning="fx, fy, cx, cy"),
+    Array(
+        name="start/latents",
+        dtype="float32",
+        axes=("episode", "channel", "latent_height", "latent_width"),
+        unit="",
+        chunk=1,
+        written="once",
+        required=False,
+        meaning="of start/frames",
+    ),
+    _pictures("start/truth_frames", "the ground truth seen from the start pose", required=False),
+    _planes("start/truth_depth", "float32", "m", "of the truth, along the optical axis"),
+    _planes("start/truth_instances", "int16", "", "number of the truth's object at each pixel"),
+    Array(name=ENDS, dtype="int64", axes=("episode",), unit="row", meaning="rows of data up to the episode's end"),
+    Array(name="meta/episode_seeds", dtype="int64", axes=("episode",), unit="", meaning="seed of the world"),
+    Array(
+        name="meta/episode_rooms", dtype="int64", axes=("episode",), unit="", meaning="seed of its room, -1 for none"
+    ),
+    Array(name="meta/episode_reasons", dtype="uint8", axes=("episode",), unit="", meaning="index into end_reasons"),
+    Array(name="meta/episode_sources", dtype="int32", axes=("episode",), unit="", meaning="index into sources"),
+    Array(name="meta/episode_ids", dtype="uint8", axes=("episode", 16), unit="", meaning="unique number of an episode"),
+    Array(name="meta/episode_seconds", dtype="float64", axes=("episode",), unit="s", meaning="spent on computing it"),
 )
 BY_NAME: Mapping[str, Array] = {array.name: array for array in TABLE}
+BY_KEY: Mapping[str, Array] = {array.key: array for array in TABLE if not array.name.startswith("meta/")}
+META: tuple[Array, ...] = tuple(array for array in TABLE if array.name.startswith("meta/"))
+END_REASONS = ("", "success", "collision", "horizon", "timeout", "model_fault")  # "": stopped while it still went on
+Sizes = dict[str, int]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StoreInfo:
-    """Attributes of a whole store. fps: frames a second of world time. action_*: columns of `actions`, in order."""
-
-    fps: float
-    action_map: str
-    action_columns: tuple[str, ...]
-    action_units: tuple[str, ...]
-    bundle_sha256: str
-    package_version: str
-    units_per_metre: float | None = 1.0
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def check_episode(arrays: Mapping[str, np.ndarray], info: StoreInfo) -> int:
-    """Number of frames of an episode whose arrays fit the table; StorageError says which does not, and how."""
-    missing = [array.name for array in TABLE if array.required and array.name not in arrays]
-    unknown = [name for name in arrays if name not in BY_NAME]
+def check_names(keys: set[str], known: set[str] | None) -> None:
+    """StorageError unless `keys` are the arrays of an episode: every required one, nothing unknown, and exactly those
+    of the store (`known`, None for a new one)."""
+    missing = sorted(array.key for array in BY_KEY.values() if array.required and array.key not in keys)
+    unknown = sorted(keys - set(BY_KEY))
     if missing or unknown:
-        raise StorageError(f"episode lacks arrays {missing} and has unknown arrays {unknown}; known: {list(BY_NAME)}")
-    sizes: dict[str, int] = {"action": len(info.action_columns)}
-    for name, values in arrays.items():
-        _check_array(BY_NAME[name], values, sizes)
-    if sizes["time"] < 1:
-        raise StorageError("episode has no frames; record at least the first one")
-    return sizes["time"]
+        raise StorageError(f"episode lacks arrays {missing} and has unknown arrays {unknown}; known: {list(BY_KEY)}")
+    for key in keys:
+        partner = f"start_{key}"
+        if partner in BY_KEY and partner not in keys:
+            raise StorageError(f"episode has {key} but no {partner}; give both, or neither")
+    if known is not None and keys != known:
+        raise StorageError(
+            f"episode has arrays {sorted(keys)}, the store {sorted(known)}; give the same, or use another store"
+        )
 
 
-def _check_array(array: Array, values: np.ndarray, sizes: dict[str, int]) -> None:
+def check_rows(arrays: Mapping[str, np.ndarray], sizes: Sizes) -> int:
+    """Number of steps in these arrays of `data`, whose dtype and axes are as in the table.
+
+    sizes: length of each named axis, "frames_per_step" among them; lengths seen for the first time are added. Raises
+    StorageError and then adds nothing.
+    """
+    seen = {**sizes}
+    steps = {key: _check_array(BY_KEY[key], np.asarray(values), seen) for key, values in arrays.items()}
+    if len(set(steps.values())) != 1 or min(steps.values()) < 1:
+        raise StorageError(f"arrays hold these numbers of steps: {steps}; expected the same, 1 or more")
+    sizes |= seen
+    return next(iter(steps.values()))
+
+
+def check_start(arrays: Mapping[str, np.ndarray], sizes: Sizes) -> None:
+    """Checks the arrays of `start`, without their axis "episode", like `check_rows`."""
+    seen = {**sizes}
+    allowed = [key for key in BY_KEY if key.startswith("start_")]
+    if unknown := sorted(set(arrays) - set(allowed)):
+        raise StorageError(f"the start of an episode has unknown arrays {unknown}; known: {allowed}")
+    for key, values in arrays.items():
+        _check_array(BY_KEY[key], np.asarray(values)[None], seen)
+    sizes |= seen
+
+
+def _check_array(array: Array, values: np.ndarray, sizes: Sizes) -> int:
+    """Steps or episodes that the values hold."""
     if values.dtype != np.dtype(array.dtype) or values.ndim != len(array.axes):
         raise StorageError(
-            f"array {array.name} is {values.dtype} {values.shape}, expected {array.dtype} with axes {array.axes}"
+            f"array {array.key} is {values.dtype} {values.shape}, expected {array.dtype} with axes {array.axes}"
         )
-    for axis, length in zip(array.axes, values.shape):
+    for axis, length in zip(array.axes[1:], values.shape[1:]):
         expected = axis if isinstance(axis, int) else sizes.setdefault(axis, length)
         if length != expected:
-            raise StorageError(
-                f"array {array.name} has length {length} on axis {axis}, expected {expected} as the others"
-            )
+            raise StorageError(f"array {array.key} has length {length} on axis {axis}, expected {expected}")
+    if array.axes[0] != "time":
+        return len(values)
+    steps, rest = divmod(len(values), sizes["frames_per_step"])
+    if rest:
+        raise StorageError(
+            f"array {array.key} has length {len(values)} on axis time, expected a multiple of "
+            f"{sizes['frames_per_step']}, the frames of a step; the picture of reset belongs to start_frames"
+        )
+    return steps
+
+
+def check_valid(valid: np.ndarray) -> None:
+    """StorageError unless frames stop being valid once at most: after its end an episode does not go on."""
+    if (np.diff(valid.astype(np.int8)) > 0).any():
+        raise StorageError("valid turns true again after it was false; frames after an episode's end stay invalid")

@@ -1,95 +1,328 @@
-"""Writes an episode store: into a hidden folder beside its place, which takes its name when everything is there."""
+"""Appends episodes to a store, each visible whole or not at all, whatever happens at any instant.
+
+Nothing is written in its place: files are finished in a staging folder and then moved, the index of episodes last. That
+last move is the commit. What else is not Zarr lies in the folder of that array, since readers list groups, not arrays.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Iterator, Mapping
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
-import zarr
-from zarr.codecs import ZstdCodec
 
-from sanawm_env.datasets import schema
-from sanawm_env.datasets.atomic import appearing
-from sanawm_env.datasets.codec import Jpeg
-from sanawm_env.datasets.schema import Array, StoreInfo
-from sanawm_env.errors import StorageError
+from sanawm_env.datasets import files, schema
+from sanawm_env.datasets.layout import METADATA, Encoder, group_metadata
+from sanawm_env.datasets.lock import WriterLock
+from sanawm_env.datasets.open_episode import OpenEpisode
+from sanawm_env.datasets.provenance import Provenance, StoreInfo
+from sanawm_env.datasets.reader import EpisodeStore
+from sanawm_env.errors import StorageError, nearest
+
+LOCK, STAGING = f"{schema.ENDS}/writer.lock", f"{schema.ENDS}/staging"
+GROUPS = ("data", "start", "meta")
 
 
 class EpisodeWriter:
-    """A store under construction at `folder`; `open_writer` gives one and publishes it at the end."""
+    """The one writer of the store at `path`, which is made if it is not there (then `info` must be given).
 
-    def __init__(self, folder: Path, info: StoreInfo):
-        self.info = info
-        self._ends: list[int] = []
-        self._seeds: list[int] = []
-        self._group: Any = zarr.create_group(store=folder, zarr_format=3)
-        self._group.attrs.update({"schema": schema.NAME, "version": schema.VERSION, **_attributes(info)})
+    durable: flushes files to the medium before a commit, so that what was reported outlives a loss of power too;
+    without it, only the death of the process. A context manager: its end closes the store and drops open episodes.
 
-    def add(self, arrays: Mapping[str, np.ndarray], *, seed: int) -> int:
-        """Appends one episode, arrays as `schema.TABLE` says (T rows each), and returns its index.
+    StorageError: another process writes to the store, `info` differs from the store's, or something else is there.
+    """
 
-        Every episode of a store has the same arrays and picture size. StorageError otherwise.
+    def __init__(self, path: Path | str, info: StoreInfo | None = None, *, durable: bool = True):
+        self.path = Path(path)
+        self.durable = durable
+        check_place(self.path, info)
+        with files.storing(self.path):
+            (self.path / STAGING).parent.mkdir(parents=True, exist_ok=True)
+        self._open: list[OpenEpisode] = []
+        self._committed: _Committed | None = None
+        self._encoders: dict[str, Encoder] = {}
+        self._sizes: schema.Sizes = {}
+        self._lock = WriterLock(self.path / LOCK)
+        try:
+            self._prepare(info)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __len__(self) -> int:
+        return self._state().episodes
+
+    def __contains__(self, identity: bytes) -> bool:
+        """Whether the episode with this id is committed: a job that resumes leaves it out."""
+        return identity in self._state().ids
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def add(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        seed: int,
+        room: int = -1,
+        reason: str = "",
+        seconds: float = 0.0,
+        provenance: Provenance | Mapping[str, Any] | None = None,
+        identity: bytes | None = None,
+    ) -> int:
+        """Appends an episode and returns its index, once it is committed.
+
+        arrays: by key of `schema.TABLE`: those of `data` with k F rows, those of `start` ("start_frames") without a
+        row axis. Every episode of a store has the same ones, and one picture size. StorageError otherwise.
         """
-        length = schema.check_episode(arrays, self.info)
-        if self._ends and set(arrays) != set(self._group["data"]):
-            raise StorageError(f"episode has arrays {sorted(arrays)}, the store {sorted(self._group['data'])}")
-        start = self._ends[-1] if self._ends else 0
-        for name, values in arrays.items():
-            target = self._array(schema.BY_NAME[name], values.shape[1:])
-            target.resize((start + length, *target.shape[1:]))
-            target[start:] = values
-        self._ends.append(start + length)
-        self._seeds.append(seed)
-        return len(self._ends) - 1
+        start = {key: values for key, values in arrays.items() if key.startswith("start_")}
+        with self.begin(start, seed=seed, room=room, provenance=provenance, identity=identity) as episode:
+            episode.append({key: values for key, values in arrays.items() if key not in start})
+            return episode.commit(reason=reason, seconds=seconds)
 
-    def finish(self) -> None:
-        """Publishes the episodes: the index is written after everything that it points to."""
-        for name, values in ((schema.SEEDS, self._seeds), (schema.ENDS, self._ends)):
-            self._group.create_array(name, data=np.asarray(values, dtype=np.int64))
+    def begin(
+        self,
+        start: Mapping[str, np.ndarray],
+        *,
+        seed: int,
+        room: int = -1,
+        provenance: Provenance | Mapping[str, Any] | None = None,
+        identity: bytes | None = None,
+    ) -> OpenEpisode:
+        """An episode that is appended to step by step; any number of them may be open at once.
 
-    def _array(self, array: Array, shape: tuple[int, ...]) -> Any:
-        path = f"data/{array.name}"
-        if path not in self._group:
-            return self._create(array, path, shape)
-        existing = self._group[path]
-        if existing.shape[1:] != shape:
-            raise StorageError(f"array {array.name} has rows of {shape}, the store {existing.shape[1:]}; use a new one")
-        return existing
+        start: what reset returned, by key ("start_frames", "start_poses", "start_intrinsics"). room: seed of its room,
+        -1 for none. identity: 16 bytes that no other episode has, drawn if None. provenance: where it comes from, or
+        its mapping as a store gives it.
+        """
+        state = self._state()
+        if not state.episodes and not self._open:
+            self._sizes, self._encoders = self._fixed_sizes(), {}
+        identity = uuid.uuid4().bytes if identity is None else bytes(identity)
+        if len(identity) != 16 or identity in state.ids or identity in {one.identity for one in self._open}:
+            raise StorageError(
+                f"episode id {identity.hex()} is in the store or not of 16 bytes; leave this episode out"
+            )
+        source = (
+            provenance.mapping() if isinstance(provenance, Provenance) else dict(provenance or Provenance().mapping())
+        )
+        with files.storing(self.path):
+            folder = self.path / STAGING / uuid.uuid4().hex
+            folder.mkdir(parents=True)
+        episode = OpenEpisode(self, folder, seed=int(seed), room=int(room), source=source, identity=identity)
+        self._open.append(episode)
+        episode.begin(start)
+        return episode
 
-    def _create(self, array: Array, path: str, shape: tuple[int, ...]) -> Any:
-        picture = array.codec == "jpeg"
-        return self._group.create_array(
-            path,
-            shape=(0, *shape),
-            dtype=array.dtype,
-            chunks=(array.chunk, *shape),
-            shards=(array.shard, *shape) if array.shard else None,
-            serializer=Jpeg() if picture else "auto",
-            compressors=None if picture else ZstdCodec(level=3),
-            dimension_names=["time", *(None if isinstance(axis, int) else axis for axis in array.axes[1:])],
-            attributes={"unit": array.unit, "meaning": array.meaning},
+    def close(self) -> None:
+        """Drops open episodes and lets others write; may be called again."""
+        for episode in list(self._open):
+            episode.abort()
+        if self.open:
+            shutil.rmtree(self.path / STAGING, ignore_errors=True)
+        self._lock.release()
+
+    @property
+    def open(self) -> bool:
+        """False after `close`, and in a child process that a fork made."""
+        return self._lock.held
+
+    # What open episodes ask of their writer.
+
+    def sizes(self) -> schema.Sizes:
+        """Lengths of the axes that the store has."""
+        return self._sizes
+
+    def known(self) -> set[str] | None:
+        """Keys of the arrays that its episodes have; None before the first one."""
+        return set(self._state().keys) or None
+
+    def encoder(self, array: schema.Array) -> Encoder:
+        """Of an array, whose axes have their lengths by now."""
+        if array.name not in self._encoders:
+            shape = tuple(axis if isinstance(axis, int) else self._sizes[axis] for axis in array.axes[1:])
+            self._encoders[array.name] = Encoder(array, shape, self.info)
+        return self._encoders[array.name]
+
+    def forget(self, episode: OpenEpisode) -> None:
+        """The episode is no longer open."""
+        if episode in self._open:
+            self._open.remove(episode)
+
+    def commit(self, episode: OpenEpisode, reason: str, seconds: float) -> int:
+        """Makes a finished episode visible and returns its index."""
+        state = self._state()
+        if reason not in schema.END_REASONS:
+            raise StorageError(f"reason is {reason!r}; {nearest(reason, schema.END_REASONS)}")
+        schema.check_names(episode.keys, set(state.keys) or None)
+        after = state.with_episode(episode)
+        rows = {array.name: np.concatenate(episode.rows[array.key]) for array in episode.growing()}
+        rows |= {
+            schema.ENDS: np.array([after.frames], np.int64),
+            "meta/episode_seeds": np.array([episode.seed], np.int64),
+            "meta/episode_rooms": np.array([episode.room], np.int64),
+            "meta/episode_reasons": np.array([schema.END_REASONS.index(reason)], np.uint8),
+            "meta/episode_sources": np.array([after.sources.index(episode.source)], np.int32),
+            "meta/episode_ids": np.frombuffer(episode.identity, np.uint8)[None],
+            "meta/episode_seconds": np.array([seconds], np.float64),
+        }
+        moves = [move for array in episode.once() for move in self._whole_files(array, episode, state)]
+        ordered = sorted(rows, key=lambda name: name == schema.ENDS)
+        for name in ordered:
+            moves += self._grown(schema.BY_NAME[name], rows[name], state, after, episode)
+        metadata = [(array.name, self._metadata(array, after)) for array in episode.once()]
+        metadata += [(name, self._metadata(schema.BY_NAME[name], after)) for name in ordered]
+        if after.sources != state.sources:
+            metadata.insert(0, ("", group_metadata(self.info.attributes(after.sources))))
+        moves += [(episode.stage(content), self.path / name / METADATA) for name, content in metadata]
+        self._committed = None  # until it is known which of the two holds, the disk is asked
+        self._publish(moves)
+        self._committed = after
+        return state.episodes
+
+    def _whole_files(self, array: schema.Array, episode: OpenEpisode, state: _Committed) -> list[Move]:
+        encoder, first = self.encoder(array), self._rows(array, state) // array.rows_per_file(self.info.frames_per_step)
+        staged = episode.files[array.key]
+        return [(path, self.path / array.name / encoder.file(first + k)) for k, path in enumerate(staged)]
+
+    def _grown(
+        self, array: schema.Array, rows: np.ndarray, state: _Committed, after: _Committed, episode: OpenEpisode
+    ) -> list[Move]:
+        """Files with new rows, the first of them with the rows that the last file of the store has already."""
+        encoder, kept = self.encoder(array), state.tails.get(array.name, rows[:0])
+        rows, first = np.concatenate([kept, rows]), (self._rows(array, state) - len(kept)) // array.chunk
+        after.tails[array.name] = rows[len(rows) - len(rows) % array.chunk :]
+        moves = []
+        for k in range(-(-len(rows) // array.chunk)):
+            name = encoder.file(first + k)
+            staged = episode.stage(encoder.encode(rows[k * array.chunk : (k + 1) * array.chunk]))
+            moves.append((staged, self.path / array.name / name))
+        return moves
+
+    def _metadata(self, array: schema.Array, state: _Committed) -> bytes:
+        return self.encoder(array).metadata(self._rows(array, state))
+
+    def _rows(self, array: schema.Array, state: _Committed) -> int:
+        return array.rows_at(state.episodes, state.frames, self.info.frames_per_step)
+
+    def _publish(self, moves: list[Move]) -> None:
+        with files.storing(self.path):
+            if self.durable:
+                files.flush(source for source, _ in moves)
+            for _, target in moves:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            for source, target in moves[:-1]:
+                files.move(source, target)
+            if self.durable:
+                files.flush({folder for _, target in moves for folder in (target.parent, target.parent.parent)})
+            files.move(*moves[-1])
+            if self.durable:
+                files.flush([moves[-1][1].parent])
+
+    def _prepare(self, info: StoreInfo | None) -> None:
+        """Makes the store if it is not there, or reads it."""
+        shutil.rmtree(self.path / STAGING, ignore_errors=True)  # of a writer that was killed
+        if info is not None and not (self.path / METADATA).exists():
+            self._create(info)
+        self.info = EpisodeStore(self.path).info
+        if info is not None and info != self.info:
+            raise StorageError(f"{self.path} was made with {self.info}, not {info}; use another store")
+        self._sizes = {**self._fixed_sizes(), **self._state().sizes}
+
+    def _create(self, info: StoreInfo) -> None:
+        """An empty store; it is one as soon as the metadata of the whole, written last, are there."""
+        self.info = info
+        content = {f"{group}/{METADATA}": group_metadata({}) for group in GROUPS}
+        content |= {f"{array.name}/{METADATA}": self.encoder(array).metadata(0) for array in schema.META}
+        content[METADATA] = group_metadata(self.info.attributes([]))
+        with files.storing(self.path):
+            moves = []
+            for number, (name, metadata) in enumerate(content.items()):
+                staged = self.path / STAGING / str(number)
+                staged.parent.mkdir(exist_ok=True)
+                files.write(staged, metadata)
+                moves.append((staged, self.path / name))
+        self._publish(moves)
+
+    def _fixed_sizes(self) -> schema.Sizes:
+        return {"frames_per_step": self.info.frames_per_step, "action": len(self.info.action_columns)}
+
+    def _state(self) -> _Committed:
+        if not self.open:
+            raise StorageError(
+                f"the writer of {self.path} is closed, or belongs to the parent of this process; open one"
+            )
+        if self._committed is None:
+            self._committed = self._load()
+        return self._committed
+
+    def _load(self) -> _Committed:
+        store = EpisodeStore(self.path)
+        if not len(store):  # a first episode that was cut off may have had arrays which the next one lacks
+            for group in ("data", "start"):
+                for folder in (self.path / group).iterdir():
+                    if folder.is_dir():
+                        shutil.rmtree(folder)
+        state = _Committed(
+            episodes=len(store),
+            frames=store.frames,
+            ids={store.identity(index) for index in range(len(store))},
+            sources=store.sources,
+            keys=set(store.arrays),
+            sizes=store.sizes,
+        )
+        for key, table in store.tables.items():
+            if table.written == "growing":
+                state.tails[table.name] = store.tail(key)
+        for name, rows in {**store.meta, "episode_ends": store.ends}.items():
+            state.tails[f"meta/{name}"] = rows[len(rows) - len(rows) % schema.ROWS :]
+        return state
+
+
+Move = tuple[Path, Path]
+
+
+@dataclass
+class _Committed:
+    """What the store holds. tails: of each growing array, the rows of its last file if that has room for more."""
+
+    episodes: int
+    frames: int
+    ids: set[bytes]
+    sources: list[dict[str, Any]]
+    keys: set[str]
+    sizes: schema.Sizes = field(default_factory=dict)
+    tails: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def with_episode(self, episode: OpenEpisode) -> _Committed:
+        """The store with one more episode, whose tails are not known yet."""
+        return _Committed(
+            episodes=self.episodes + 1,
+            frames=self.frames + episode.frames,
+            ids=self.ids | {episode.identity},
+            sources=self.sources if episode.source in self.sources else [*self.sources, episode.source],
+            keys=episode.keys,
+            sizes=self.sizes,
         )
 
 
-@contextlib.contextmanager
-def open_writer(path: Path | str, info: StoreInfo, *, overwrite: bool = False) -> Iterator[EpisodeWriter]:
-    """A writer whose store appears at `path` when the block ends without an error, and never half.
-
-    StorageError if something is there already (and `overwrite` is false) or if the disk is full.
-    """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise StorageError(f"{path} exists; remove it, choose another name or pass overwrite=True")
-    with appearing(path) as draft:
-        writer = EpisodeWriter(draft, info)
-        yield writer
-        writer.finish()
-
-
-def _attributes(info: StoreInfo) -> dict[str, Any]:
-    values = dataclasses.asdict(info)
-    return {**values.pop("extra"), **{key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}}
+def check_place(path: Path, info: StoreInfo | None) -> None:
+    """StorageError unless a store is at `path`, or can be made there from `info`."""
+    if (path / METADATA).exists():
+        EpisodeStore(path)
+        return
+    others = sorted(entry.name for entry in path.iterdir() if entry.name not in GROUPS) if path.is_dir() else []
+    if others or (path.exists() and not path.is_dir()):
+        raise StorageError(f"{path} is no episode store but holds {others[:3] or 'a file'}; choose another folder")
+    if info is None:
+        raise StorageError(f"no episode store is at {path}; pass a StoreInfo to make one")

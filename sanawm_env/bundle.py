@@ -257,7 +257,9 @@ def _build(
         if mismatch:
             raise BundleError(f"{folder}: the {stem}'s weights do not fit its config ({mismatch}); {AGAIN}")
         read[stem] = weights.__getitem__
-    return assemble(config, parts, read, device, dtype, fingerprint, offload)
+    model = assemble(config, parts, read, device, dtype, fingerprint, offload)
+    model.licence = str(told.get("licence", ""))
+    return model
 
 
 def _config(folder: Path, mapping: Any) -> WorldConfig:

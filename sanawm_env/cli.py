@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -36,7 +37,8 @@ class Convert:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one subcommand. Exit status: 0 done, 2 refused (one line says why and what to do), 130 interrupted."""
+    """Runs one subcommand. Exit status: 0 done, 1 done and something is wrong, 2 refused (one line says why and what
+    to do), 130 interrupted."""
     options = parser().parse_args(arguments)
     try:
         options.run(options)
@@ -95,10 +97,32 @@ def parser() -> argparse.ArgumentParser:
     )
     _flags(convert, variant=str, revision=str, autoencoder=str)
     convert.set_defaults(flags=("source", "target", *convert.get_default("flags")))
+    _stores(commands)
     doctor = commands.add_parser("doctor", help=DOCTOR, description=DOCTOR)
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.set_defaults(run=_doctor)
     return top
+
+
+def _stores(commands: Any) -> None:
+    """The subcommands on episode stores; they take no configuration."""
+    told = "read every byte of episode stores and say what is damaged; exit status 1 if anything is"
+    verify = commands.add_parser("verify", help=told, description=told)
+    verify.add_argument("stores", metavar="STORE", nargs="+")
+    verify.add_argument("--json", action="store_true", help="print one JSON object a store")
+    verify.set_defaults(run=_verify)
+    told = "remove from episode stores what a writer that was cut off left behind; no episode is touched"
+    repair = commands.add_parser("repair", help=told, description=told)
+    repair.add_argument("stores", metavar="STORE", nargs="+")
+    repair.set_defaults(run=_repair)
+    told = "join episode stores into one; pictures are copied as they are"
+    merge = commands.add_parser("merge", help=told, description=told)
+    merge.add_argument("stores", metavar="STORE", nargs="+")
+    merge.add_argument(
+        "--out", metavar="TARGET", required=True, help="the store that gets the episodes, made if absent"
+    )
+    merge.add_argument("--resume", action="store_true", help="leave out what the target has already")
+    merge.set_defaults(run=_merge)
 
 
 def _subjects(commands: Any, name: str, summary: str) -> Any:
@@ -183,6 +207,47 @@ def _convert(options: argparse.Namespace) -> None:
     size = (config.height, config.width)
     folder = convert(config.source, config.target, **told, size=size, replace=config.replace)
     print(json.dumps({"bundle": str(folder)}))
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from sanawm_env.datasets.verify import verify
+
+    reports = []
+    for store in options.stores:
+        with _progress(f"reading {store}", "file") as progress:
+            reports.append(verify(store, progress))
+        print(reports[-1].as_json() if options.json else reports[-1].text(), flush=True)
+    if any(report.problems for report in reports):
+        sys.exit(1)
+
+
+def _repair(options: argparse.Namespace) -> None:
+    from sanawm_env.datasets.verify import repair
+
+    for store in options.stores:
+        print(f"{store}: {repair(store).text()}", flush=True)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from sanawm_env.datasets.union import merge
+
+    with _progress(f"writing {options.out}", "episode") as progress:
+        copied = merge(options.stores, options.out, resume=options.resume, progress=progress)
+    print(f"{options.out}: {copied} episodes added")
+
+
+@contextlib.contextmanager
+def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is told how much is done, and of how much."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=unit, disable=None) as bar:  # None: not where nobody looks, in a log or a pipe
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def _doctor(options: argparse.Namespace) -> None:

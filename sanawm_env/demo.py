@@ -9,17 +9,17 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sanawm_env import __version__
 from sanawm_env.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from sanawm_env.actions import ActionMap
+    from sanawm_env.datasets.provenance import Provenance, StoreInfo
     from sanawm_env.rooms.scenes import Scenes
     from sanawm_env.wrappers.tape import EpisodeTape
 
@@ -50,30 +50,42 @@ class DemoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """A finished tour, T frames with the first one: what the world showed and what the ray-caster shows there.
+    """A finished tour, T = 1 + k F frames: what the world showed and what the ray-caster shows there.
 
-    taped: frames uint8 [T, H, W, 3], poses, actions, intrinsics and valid as `EpisodeTape.arrays` gives them. truth:
-    uint8 [T, H, W, 3]. depth: of the truth, float32 [T, H, W], metres. psnr, visible_psnr: [T] dB over all pixels and
-    over those whose place frame 0 has seen. seconds: spent in `step`.
+    taped: k F rows as `EpisodeTape.arrays` gives them, and the same of the truth as a store takes them. psnr,
+    visible_psnr: [T] dB over all pixels and over those whose place frame 0 has seen. seconds: spent in `step`. info,
+    provenance: what the store says of all episodes, and of this one.
     """
 
     taped: dict[str, np.ndarray]
-    truth: np.ndarray
-    depth: np.ndarray
-    fps: float
     psnr: np.ndarray
     visible_psnr: np.ndarray
     seconds: float
-    action_map: ActionMap
-    fingerprint: str
+    info: StoreInfo
+    provenance: Provenance
+
+    @property
+    def fps(self) -> float:
+        return self.info.fps
 
     @property
     def dream(self) -> np.ndarray:
-        return self.taped["frames"]
+        """uint8 [T, H, W, 3]."""
+        return self.whole("frames")
+
+    @property
+    def truth(self) -> np.ndarray:
+        """uint8 [T, H, W, 3]."""
+        return self.whole("truth_frames")
 
     @property
     def poses(self) -> np.ndarray:
-        return self.taped["poses"]
+        """[T, 4, 4]."""
+        return self.whole("poses")
+
+    def whole(self, key: str) -> np.ndarray:
+        """An array with the row of the start before those of the steps, T rows."""
+        return np.concatenate([self.taped[f"start_{key}"][None], self.taped[key]])
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
@@ -132,7 +144,7 @@ def drive(env: EpisodeTape, config: DemoConfig) -> Rollout:
             bar.update(chunk)
             if terminated or truncated:
                 break
-    return _with_truth(world, scenes, env.arrays(), seconds)
+    return _with_truth(env, info, config.scene_seed, seconds)
 
 
 def free_tour(
@@ -158,32 +170,34 @@ def free_tour(
     return script * (0.0, 1.0)
 
 
-def _with_truth(world: Any, scenes: Scenes, taped: dict[str, np.ndarray], seconds: float) -> Rollout:
+def _with_truth(env: EpisodeTape, reset: dict[str, Any], room: int, seconds: float) -> Rollout:
     import torch
     from tqdm import tqdm
 
     from sanawm_env.evaluation.metrics import psnr
     from sanawm_env.evaluation.visibility import visible
-    from sanawm_env.rooms import render
+    from sanawm_env.wrappers.rows import provenance, store_info, truth_rows
 
-    config = world.model.config
-    poses, lens = torch.as_tensor(taped["poses"])[None], torch.as_tensor(taped["intrinsics"][:1])
-    with tqdm(range(poses.shape[1]), unit="frame", desc="rendering the truth") as rows:
-        shown = [render(scenes, poses[:, k : k + 1], lens, (config.height, config.width)) for k in rows]
-    truth, depth = torch.cat([frame.rgb[0] for frame in shown]), torch.cat([frame.depth[0] for frame in shown])
-    known = visible(depth[None], poses, depth[:1], poses[:, 0], lens)[0]
-    dream = torch.as_tensor(taped["frames"])
-    return Rollout(
+    world: Any = env.unwrapped
+    taped, size = env.arrays(), (world.model.config.height, world.model.config.width)
+    poses, lens = np.concatenate([taped["start_poses"][None], taped["poses"]]), taped["start_intrinsics"]
+    with tqdm(range(len(poses)), unit="frame", desc="rendering the truth") as rows:
+        shown = [truth_rows(room, poses[k : k + 1], lens, size) for k in rows]
+    for key in shown[0]:
+        taped[f"start_{key}"] = shown[0][key][0]
+        taped[key] = np.concatenate([row[key] for row in shown[1:]])
+    rollout = Rollout(
         taped=taped,
-        truth=truth.numpy(),
-        depth=depth.numpy(),
-        fps=config.fps,
-        psnr=psnr(dream, truth).numpy(),
-        visible_psnr=psnr(dream, truth, known).numpy(),
+        psnr=np.zeros(0),
+        visible_psnr=np.zeros(0),
         seconds=seconds,
-        action_map=world.action_map,
-        fingerprint=world.model.fingerprint,
+        info=store_info(world),
+        provenance=provenance(world, reset),
     )
+    dream, truth, depth = (torch.as_tensor(rollout.whole(key)) for key in ("frames", "truth_frames", "truth_depth"))
+    path = torch.as_tensor(poses)[None]
+    known = visible(depth[None], path, depth[:1], path[:, 0], torch.as_tensor(lens)[None])[0]
+    return replace(rollout, psnr=psnr(dream, truth).numpy(), visible_psnr=psnr(dream, truth, known).numpy())
 
 
 def write(rollout: Rollout, config: DemoConfig) -> Iterator[str]:
@@ -221,13 +235,14 @@ def side_by_side(rollout: Rollout) -> np.ndarray:
 def _recording(rollout: Rollout, config: DemoConfig) -> Any:
     from sanawm_env.wrappers import viewer
 
-    room = f"room {config.scene_seed}, bundle {rollout.fingerprint[:12]}, noise seed {config.seed}"
+    forward = np.append(0.0, rollout.taped["actions"][:, 0])
+    room = f"room {config.scene_seed}, bundle {rollout.provenance.bundle_sha256[:12]}, noise seed {config.seed}"
     return viewer.Rollout(
         fps=rollout.fps,
         poses=rollout.poses,
-        intrinsics=rollout.taped["intrinsics"],
+        intrinsics=rollout.whole("intrinsics"),
         videos={"dream": rollout.dream, "truth": rollout.truth},
-        scalars={"PSNR (dB)": rollout.psnr, "forward (m/s)": rollout.taped["actions"][:, 0]},
+        scalars={"PSNR (dB)": rollout.psnr, "forward (m/s)": forward},
         points={"truth": point_cloud(rollout)},
         text=f"**dream**: the learned world. **truth**: the ray-caster at the same poses.\n\n{room}",
     )
@@ -242,7 +257,8 @@ def point_cloud(rollout: Rollout, every: int = 8, pixels: int = 2) -> tuple[np.n
 
     from sanawm_env.evaluation.visibility import unproject
 
-    depth, lens = torch.as_tensor(rollout.depth[None, ::every]), torch.as_tensor(rollout.taped["intrinsics"][:1])
+    depth = torch.as_tensor(rollout.whole("truth_depth")[None, ::every])
+    lens = torch.as_tensor(rollout.taped["start_intrinsics"])[None]
     seen = unproject(depth, lens)[0, :, ::pixels, ::pixels].numpy()
     poses = rollout.poses[::every]
     placed = np.einsum("tij,thwj->thwi", poses[:, :3, :3], seen) + poses[:, None, None, :3, 3]
@@ -251,21 +267,11 @@ def point_cloud(rollout: Rollout, every: int = 8, pixels: int = 2) -> tuple[np.n
 
 
 def _write_episode(rollout: Rollout, config: DemoConfig, path: Path) -> None:
-    from sanawm_env.datasets.schema import StoreInfo
-    from sanawm_env.datasets.writer import open_writer
+    from sanawm_env.datasets.atomic import appearing
+    from sanawm_env.datasets.writer import EpisodeWriter
 
-    info = StoreInfo(
-        fps=rollout.fps,
-        action_map=rollout.action_map.name,
-        action_columns=tuple(rollout.action_map.columns),
-        action_units=tuple(rollout.action_map.units),
-        bundle_sha256=rollout.fingerprint,
-        package_version=__version__,
-        extra={"scene_seed": config.scene_seed},
-    )
-    arrays = rollout.taped | {"truth_frames": rollout.truth, "truth_depth": rollout.depth}
-    with open_writer(path, info, overwrite=True) as writer:
-        writer.add(arrays, seed=config.seed)
+    with appearing(path) as draft, EpisodeWriter(draft, rollout.info) as writer:  # in place of an earlier demo's
+        writer.add(rollout.taped, seed=config.seed, room=config.scene_seed, provenance=rollout.provenance)
 
 
 def _figures(rollout: Rollout) -> dict[str, Any]:

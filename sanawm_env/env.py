@@ -20,6 +20,7 @@ from sanawm_env.spaces import action_space, check_choice, observation_space
 from sanawm_env.start import check_seed, read_options
 
 if TYPE_CHECKING:
+    from sanawm_env.tasks import Drive
     from sanawm_env.vector_env import SanaWMVectorEnv
     from sanawm_env.world import WorldModel
 
@@ -84,6 +85,12 @@ class Worlds:
     def action_map(self) -> ActionMap:
         """The map from actions to camera poses; its `columns` and `units` say what an action means."""
         return self._episodes.action_map
+
+    @property
+    def task(self) -> Drive:
+        """The task of the running episodes, or of those to come."""
+        running = self._episodes.running
+        return self._episodes.task if running is None else running.task
 
     @property
     def fps(self) -> float:

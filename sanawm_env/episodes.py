@@ -367,12 +367,14 @@ class Episodes:
 
     def _start_facts(self, start: Start, task: Drive, slots: list[int]) -> dict[str, np.ndarray]:
         now = self.now
-        told = np.full(self.batch, "", dtype=object)
+        told, lens = np.full(self.batch, "", dtype=object), np.full(self.batch, "", dtype=object)
         told[slots] = task.instructions(start.situations)
+        lens[slots] = start.intrinsics_source
         return self.facts() | {
             "seed": now.world.seed.numpy().copy(),
             "room": now.rows["room"].copy(),
             "intrinsics": now.world.intrinsics.numpy().copy(),
+            "intrinsics_source": lens,
             "instruction": told,
         }
 

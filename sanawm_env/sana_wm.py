@@ -149,7 +149,9 @@ def open_sana_wm(
         transformer, connectors, encoder = (files.fetch_model(part) for part in parts)
         refined = load_refiner(transformer, model, lora=refiner_lora, offload=offload)
         refined_text = refiner_source(encoder, connectors, positions=model.config.refiner_caption_length, device=device)
-        model = WorldModel(model.config, model.denoiser, model.autoencoder, model.fingerprint, refiner=refined)
+        model = WorldModel(
+            model.config, model.denoiser, model.autoencoder, model.fingerprint, refiner=refined, licence=model.licence
+        )
     stage1 = None
     if model.config.denoiser.caption_channels is not None:
         at = revision_in(text_encoder, source, revision)

@@ -49,6 +49,12 @@ class Start:
     situations: list[Situation]
     scene: Scene | None = None
 
+    @property
+    def intrinsics_source(self) -> str:
+        """How the intrinsics were found: "bundle", or as the scene says."""
+        scene = self.scene
+        return "bundle" if scene is None or scene.intrinsics is None else scene.intrinsics_from
+
 
 def read_options(options: Mapping[str, Any] | None, kind: type[ResetOptions] = ResetOptions) -> ResetOptions:
     """The options of a reset, checked. Raises SceneError on an unknown key and on what excludes each other."""

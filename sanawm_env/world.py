@@ -33,7 +33,8 @@ class WorldModel:
     """Weights and configuration of a world; shared between worlds and never changed by a step.
 
     fingerprint: SHA-256 of the bundle the weights came from, "" for a model made in memory. refiner: adds detail to
-    finished latents before they are decoded, or None. ConfigError when its blocks are no chunks.
+    finished latents before they are decoded, or None. licence: of the weights, "" where the bundle does not say.
+    ConfigError when the refiner's blocks are no chunks.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class WorldModel:
         autoencoder: Autoencoder,
         fingerprint: str = "",
         refiner: Refiner | None = None,
+        licence: str = "",
     ) -> None:
         if refiner is not None and (refiner.config.block_latents, refiner.config.sink) != (config.chunk_latents, 1):
             raise ConfigError(
@@ -54,6 +56,7 @@ class WorldModel:
         self.denoiser = denoiser.eval().requires_grad_(False)
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.fingerprint = fingerprint
+        self.licence = licence
 
     @classmethod
     def random(cls, config: WorldConfig, seed: int = 0, device: torch.device | str = "cpu") -> WorldModel:

@@ -1,46 +1,30 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from tests.datasets.made_up import FRAMES, INFO, add, as_stored, episode, number, python, same
 
 from sanawm_env.datasets import schema
 from sanawm_env.datasets.atomic import appearing
+from sanawm_env.datasets.provenance import Provenance, StoreInfo
 from sanawm_env.datasets.reader import EpisodeStore
-from sanawm_env.datasets.schema import StoreInfo
-from sanawm_env.datasets.writer import open_writer
+from sanawm_env.datasets.writer import EpisodeWriter
 from sanawm_env.errors import StorageError
-
-INFO = StoreInfo(
-    fps=10.0,
-    action_map="diff_drive",
-    action_columns=("v", "w"),
-    action_units=("m/s", "rad/s"),
-    bundle_sha256="ab" * 32,
-    package_version="0.0.0",
-    extra={"task": "free"},
-)
+from sanawm_env.running import REASONS
 
 
-def episode(length: int, seed: int = 0, *, truth: bool = True) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    ramp = np.linspace(0, 255, 24 * 32).reshape(24, 32, 1)
-    frames = np.stack([(ramp * (0.5 + 0.5 * t / length) * [1.0, 0.8, 0.6]).astype(np.uint8) for t in range(length)])
-    arrays = {
-        "frames": frames,
-        "poses": np.tile(np.eye(4), (length, 1, 1)) + rng.normal(size=(length, 4, 4)),
-        "actions": rng.normal(size=(length, 2)).astype(np.float32),
-        "intrinsics": np.tile(np.float32([20, 20, 15.5, 11.5]), (length, 1)),
-        "valid": np.ones(length, dtype=bool),
-    }
-    if truth:
-        arrays["truth_frames"] = frames
-        arrays["truth_depth"] = rng.uniform(0.2, 5, size=(length, 24, 32)).astype(np.float32)
-    return arrays
+def split(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What reset returned, and the rows of the steps."""
+    start = {key: values for key, values in arrays.items() if key.startswith("start_")}
+    return start, {key: values for key, values in arrays.items() if key not in start}
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -49,46 +33,186 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_round_trip_of_several_episodes(tmp_path: Path) -> None:
-    written = [episode(70), episode(5, seed=1), episode(1, seed=2)]
-    with open_writer(tmp_path / "a.zarr", INFO) as writer:
+    written = [episode(18), episode(2, seed=1), episode(1, seed=2)]
+    told = Provenance(bundle_sha256="ab" * 32, task="free", licences=("Apache-2.0",), extra={"scene_seed": 7})
+    with EpisodeWriter(tmp_path / "a.zarr", INFO) as writer:
         for i, arrays in enumerate(written):
-            assert writer.add(arrays, seed=10 + i) == i
+            given = {"seed": 10 + i, "reason": "success", "seconds": 1.5, "provenance": told, "identity": number(i)}
+            assert writer.add(arrays, **given) == i
+            assert len(writer) == i + 1 and number(i) in writer
     store = EpisodeStore(tmp_path / "a.zarr")
-    assert len(store) == 3
-    assert store.ends.tolist() == [70, 75, 76]
-    assert store.seeds.tolist() == [10, 11, 12]
-    assert store.attributes["fps"] == 10.0 and store.attributes["action_columns"] == ["v", "w"]
-    assert store.attributes["task"] == "free"
+    assert len(store) == 3 and store.ends.tolist() == [72, 80, 84]
+    assert store.info == INFO
+    assert store.describe(-1) == told.mapping() | {
+        "id": number(2).hex(),
+        "seed": 12,
+        "room": -1,
+        "reason": "success",
+        "seconds": 1.5,
+        "steps": 1,
+    }
+    assert len(store.sources) == 1, "provenance that episodes share is kept once"
     for i, arrays in enumerate(written):
-        for name, values in store[i].items():
-            assert values.dtype == arrays[name].dtype
-            if schema.BY_NAME[name].codec == "jpeg":
-                assert psnr(arrays[name], values) > 38
-            else:
-                np.testing.assert_array_equal(values, arrays[name])
+        read = store.read(i, valid_only=False)
+        assert same(read, as_stored(arrays))
+        assert psnr(read["frames"], arrays["frames"]) > 38
+        assert len(store[i]["frames"]) == len(store[i]["actions"]) == len(arrays["frames"]) - 2, "up to the end only"
+        assert store[i]["valid"].all() and store[i]["start_frames"].ndim == 3
     with pytest.raises(IndexError):
         store[3]
-    assert not list(tmp_path.glob(".*"))
+
+
+def test_small_rows_fill_more_than_a_file(tmp_path: Path) -> None:
+    steps = schema.ROWS // FRAMES
+    lengths = [steps - 1, 1, 2 * steps + 3, 1]
+    for number_, length in enumerate(lengths):
+        with EpisodeWriter(tmp_path / "a.zarr", INFO, durable=False) as writer:  # reopened each time
+            writer.add(episode(length, number_, truth=False), seed=number_)
+    store = EpisodeStore(tmp_path / "a.zarr")
+    for number_, length in enumerate(lengths):
+        read, given = store.read(number_, valid_only=False), episode(length, number_, truth=False)
+        assert all(np.array_equal(read[key], given[key]) for key in ("poses", "actions", "rewards", "start_poses"))
+
+
+def test_episodes_of_a_batch_are_open_together(tmp_path: Path) -> None:
+    with EpisodeWriter(tmp_path / "a.zarr", INFO) as writer:
+        starts, rows = zip(*(split(episode(3, seed)) for seed in range(3)))
+        opened = [writer.begin(start, seed=seed) for seed, start in enumerate(starts)]
+        order = []
+        for step in range(3):
+            for seed, one in enumerate(opened):
+                if step < 3 - seed:
+                    one.append({key: values[step * FRAMES : (step + 1) * FRAMES] for key, values in rows[seed].items()})
+                    if step == 2 - seed:
+                        order.append(seed)
+                        one.commit(reason="")
+        opened.append(writer.begin(starts[0], seed=9))
+    store = EpisodeStore(tmp_path / "a.zarr")
+    assert store.meta["episode_seeds"].tolist() == order == [2, 1, 0], "in the order in which they ended"
+    for index, seed in enumerate(order):
+        stored = as_stored(
+            {**starts[seed], **{key: values[: (3 - seed) * FRAMES] for key, values in rows[seed].items()}}
+        )
+        assert same(store.read(index, valid_only=False), stored)
+    with pytest.raises(StorageError, match="dropped already"):
+        opened[-1].append(rows[0])
+
+
+@pytest.mark.parametrize(("codec", "quality"), [("webp", 95), ("webp", 0), ("jpegxl", 0)])
+def test_other_picture_codecs(codec: str, quality: int, tmp_path: Path) -> None:
+    info = StoreInfo(
+        fps=10, frames_per_step=FRAMES, action_columns=("v", "w"), action_units=("", ""), picture_codec=codec,
+        picture_quality=quality,
+    )  # fmt: skip
+    arrays = episode(2)
+    with EpisodeWriter(tmp_path / "a.zarr", info) as writer:
+        writer.add(arrays, seed=0)
+    read = EpisodeStore(tmp_path / "a.zarr").read(0, valid_only=False)
+    assert same(read, arrays) if not quality else psnr(read["frames"], arrays["frames"]) > 35
+
+
+def test_latents_have_a_row_a_step(tmp_path: Path) -> None:
+    arrays = episode(3) | {
+        "latents": np.random.default_rng(0).normal(size=(3, 2, 5, 3, 4)).astype(np.float32),
+        "start_latents": np.ones((5, 3, 4), np.float32),
+        "step_seconds": np.full(3 * FRAMES, 0.1, np.float32),
+    }
+    with EpisodeWriter(tmp_path / "a.zarr", INFO) as writer:
+        for seed in range(2):
+            writer.add(arrays, seed=seed)
+    store = EpisodeStore(tmp_path / "a.zarr")
+    assert same(store.read(1, valid_only=False), as_stored(arrays))
+    assert store.arrays["latents"].shape == (6, 2, 5, 3, 4)
 
 
 def test_any_zarr_reader_finds_the_picture_codec(tmp_path: Path) -> None:
-    with open_writer(tmp_path / "a.zarr", INFO) as writer:
-        writer.add(episode(3), seed=0)
+    with EpisodeWriter(tmp_path / "a.zarr", INFO) as writer:
+        add(writer, 0)
     code = (
         "import sys, zarr; frames = zarr.open_group(sys.argv[1], mode='r')['data/frames'][1];"
         "assert frames.shape == (24, 32, 3), frames.shape; print(int(frames.mean()))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.zarr")], capture_output=True, text=True)
+    done = python(code, tmp_path / "a.zarr", check=False)
     if "sanawm.jpeg" in done.stderr:
         pytest.fail("codec not found: the package is not installed in this environment; run `make setup`")
     assert done.returncode == 0, done.stderr
 
 
-def test_an_error_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), open_writer(tmp_path / "a.zarr", INFO) as writer:
-        writer.add(episode(3), seed=0)
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
+def test_a_store_has_one_writer(tmp_path: Path) -> None:
+    with EpisodeWriter(tmp_path / "a.zarr", INFO) as writer:
+        with pytest.raises(StorageError, match=r"has a writer already \(process \d+ on .* since"):
+            EpisodeWriter(tmp_path / "a.zarr", INFO)
+        code = "from made_up import EpisodeWriter\nEpisodeWriter(sys.argv[1])"
+        done = python(code, tmp_path / "a.zarr", check=False)
+        assert "sanawm merge" in done.stderr.splitlines()[-1]
+        add(writer, 0)
+    with pytest.raises(StorageError, match="closed"):
+        add(writer, 1)
+    writer.close()
+    with EpisodeWriter(tmp_path / "a.zarr") as again:
+        assert len(again) == 1
+
+
+def test_a_forked_child_neither_holds_the_lock_nor_writes(tmp_path: Path) -> None:
+    code = """
+import os, time
+from made_up import INFO, EpisodeWriter, add
+writer = EpisodeWriter(sys.argv[1], INFO)
+child = os.fork()
+if not child:
+    writer.close()
+    time.sleep(20)
+    os._exit(0)
+print(child, flush=True)
+add(writer, 0)
+os._exit(9)
+"""
+    text = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{code}"
+    with subprocess.Popen([sys.executable, "-c", text, tmp_path / "a.zarr"], stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        child = int(job.stdout.readline())
+        assert job.wait(60) == 9
+        try:
+            with EpisodeWriter(tmp_path / "a.zarr") as writer:
+                assert len(writer) == 1
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_reads_while_another_writes(tmp_path: Path) -> None:
+    path, done, seen = tmp_path / "a.zarr", threading.Event(), []
+    with EpisodeWriter(path, INFO, durable=False) as writer:
+
+        def write() -> None:
+            for seed in range(15):
+                add(writer, seed)
+            done.set()
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        while not done.is_set():
+            store = EpisodeStore(path)
+            seen.append(len(store))
+            if len(store):
+                assert same(
+                    store.read(-1, valid_only=False),
+                    as_stored(episode(1 + (len(store) - 1) % 3, len(store) - 1, truth=False)),
+                )
+        thread.join()
+    assert seen == sorted(seen)
+
+
+def test_an_id_is_written_once(tmp_path: Path) -> None:
+    with EpisodeWriter(tmp_path / "a.zarr", INFO) as writer:
+        add(writer, 3)
+        with pytest.raises(StorageError, match=f"episode id {number(3).hex()} is in the store"):
+            add(writer, 3)
+        start, _ = split(episode(1, truth=False))
+        writer.begin(start, seed=0, identity=number(4))
+        with pytest.raises(StorageError, match="leave this episode out"):
+            writer.begin(start, seed=0, identity=number(4))
+    with EpisodeWriter(tmp_path / "a.zarr") as writer, pytest.raises(StorageError, match="leave this episode out"):
+        add(writer, 3)
 
 
 def test_an_error_keeps_what_was_there(tmp_path: Path) -> None:
@@ -101,67 +225,112 @@ def test_an_error_keeps_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_full_disk_is_one_error(tmp_path: Path) -> None:
-    code = """
-import resource, signal, sys
-sys.path.insert(0, sys.argv[2])
-from test_store import INFO, episode, open_writer
-from sanawm_env.errors import StorageError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-try:
-    with open_writer(sys.argv[1], INFO) as writer:
-        writer.add(episode(20), seed=0)
-except StorageError as error:
-    print(error)
-"""
-    target = tmp_path / "a.zarr"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(target), str(Path(__file__).parent)], capture_output=True, text=True
-    )
-    assert "cannot write" in done.stdout and "a.zarr" in done.stdout, done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_refuses_to_overwrite_unless_told(tmp_path: Path) -> None:
-    for seed in (1, 2):
-        with open_writer(tmp_path / "a.zarr", INFO, overwrite=seed == 2) as writer:
-            writer.add(episode(2), seed=seed)
-    assert EpisodeStore(tmp_path / "a.zarr").seeds.tolist() == [2]
-    with pytest.raises(StorageError, match="exists"), open_writer(tmp_path / "a.zarr", INFO):
-        pass
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"poses": np.zeros((3, 4, 4), np.float32)}, "array poses is float32"),
-        ({"poses": np.zeros((2, 4, 4))}, "array poses has length 2 on axis time, expected 3"),
-        ({"actions": np.zeros((3, 3), np.float32)}, "array actions has length 3 on axis action, expected 2"),
-        ({"wheels": np.zeros((3, 2))}, "unknown arrays \\['wheels'\\]"),
+        ({"poses": np.zeros((12, 4, 4), np.float32)}, "array poses is float32"),
+        ({"poses": np.zeros((8, 4, 4))}, "numbers of steps: .*'poses': 2"),
+        ({"actions": np.zeros((12, 3), np.float32)}, "array actions has length 3 on axis action, expected 2"),
+        ({"wheels": np.zeros((12, 2))}, "unknown arrays \\['wheels'\\]"),
+        ({"start_wheels": np.zeros(2)}, "unknown arrays \\['start_wheels'\\]"),
+        ({"rewards": np.zeros(13)}, "expected a multiple of 4, the frames of a step"),
+        ({"valid": np.arange(12) > 5}, "valid turns true again"),
+        ({"start_frames": np.zeros((24, 33, 3), np.uint8)}, "length 32 on axis width, expected 33"),
+        ({"latents": np.zeros((3, 1, 1, 1, 1), np.float32)}, "has latents but no start_latents"),
+        ({"poses": None}, "lacks arrays \\['poses'\\]"),
     ],
 )
 def test_rejects_what_does_not_fit_the_table(tmp_path: Path, change: dict[str, np.ndarray], message: str) -> None:
-    with pytest.raises(StorageError, match=message), open_writer(tmp_path / "a.zarr", INFO) as writer:
-        writer.add({**episode(3), **change}, seed=0)
-    assert list(tmp_path.iterdir()) == []
+    arrays = {key: values for key, values in {**episode(3), **change}.items() if values is not None}
+    with EpisodeWriter(tmp_path / "a.zarr", INFO) as writer:
+        with pytest.raises(StorageError, match=message):
+            writer.add(arrays, seed=0)
+        assert not list((tmp_path / "a.zarr/meta/episode_ends/staging").glob("*"))
+        add(writer, 1)
+    assert len(EpisodeStore(tmp_path / "a.zarr")) == 1
 
 
 def test_rejects_an_episode_unlike_the_first(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="episode has arrays"), open_writer(tmp_path / "a.zarr", INFO) as writer:
-        writer.add(episode(3), seed=0)
-        writer.add(episode(3, truth=False), seed=0)
+    wide = {key: np.repeat(v, 2, axis=-2) if key.endswith("frames") else v for key, v in episode(3).items()}
+    for _ in range(2):  # also when the store is opened again
+        with EpisodeWriter(tmp_path / "a.zarr", INFO) as writer:
+            if not len(writer):
+                writer.add(episode(3), seed=0)
+            with pytest.raises(StorageError, match="episode has arrays"):
+                writer.add(episode(3, truth=False), seed=0)
+            with pytest.raises(StorageError, match="length 64 on axis width, expected 32"):
+                writer.add({k: v for k, v in wide.items() if "depth" not in k}, seed=0)
+            with pytest.raises(StorageError, match="reason is 'tired'"):
+                writer.add(episode(3), seed=0, reason="tired")
+            with pytest.raises(StorageError, match="provenance cannot be written"):
+                writer.add(episode(3), seed=0, provenance=Provenance(extra={"a": object()}))
+    assert len(EpisodeStore(tmp_path / "a.zarr")) == 1
 
 
-def test_reader_rejects_other_folders_and_newer_versions(tmp_path: Path) -> None:
+def test_an_episode_has_steps(tmp_path: Path) -> None:
+    start, _ = split(episode(1))
+    with EpisodeWriter(tmp_path / "a.zarr", INFO) as writer:
+        with pytest.raises(StorageError, match="has no step"), writer.begin(start, seed=0) as opened:
+            opened.commit()
+        with writer.begin(start, seed=0):
+            pass
+        assert len(writer) == 0
+    assert len(EpisodeStore(tmp_path / "a.zarr")) == 0
+
+
+def test_says_what_is_in_its_way(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="pass a StoreInfo"):
+        EpisodeWriter(tmp_path / "none.zarr")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("")
+    with pytest.raises(StorageError, match=r"holds \['cat.jpg'\]; choose another folder"):
+        EpisodeWriter(tmp_path / "photos", INFO)
+    assert [file.name for file in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+    EpisodeWriter(tmp_path / "a.zarr", INFO).close()
+    with pytest.raises(StorageError, match="was made with StoreInfo"):
+        EpisodeWriter(tmp_path / "a.zarr", StoreInfo(fps=5, frames_per_step=4, action_columns=(), action_units=()))
+    with pytest.raises(StorageError, match="did you mean 'jpegxl'"):
+        StoreInfo(fps=5, frames_per_step=4, action_columns=(), action_units=(), picture_codec="jpeg-xl")
+
+
+def test_a_missing_or_damaged_file_is_never_read_as_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    with EpisodeWriter(path, INFO) as writer:
+        for seed in range(3):
+            add(writer, seed)
+    store = EpisodeStore(path)
+    file = store.files("frames", 1)[0]
+    content = bytearray(file.read_bytes())
+    content[50] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(StorageError, match=r"frames rows 4 to 12: .*sanawm verify"):
+        store[1]
+    file.unlink()
+    with pytest.raises(StorageError, match="is missing, episode 1 needs it"):
+        store[1]
+    assert len(store[0]["frames"]) == 2 and len(store[2]["frames"]) == 10
+
+
+def test_reader_rejects_other_folders_and_other_versions(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="not an episode store"):
         EpisodeStore(tmp_path / "none.zarr")
     group = zarr.create_group(store=tmp_path / "b.zarr", zarr_format=3)
-    with pytest.raises(StorageError, match="has schema None"):
-        EpisodeStore(tmp_path / "b.zarr")
+    for opened in (EpisodeStore, EpisodeWriter):
+        with pytest.raises(StorageError, match="has schema None"):
+            opened(tmp_path / "b.zarr")
     group.attrs.update({"schema": schema.NAME, "version": schema.VERSION + 1})
     with pytest.raises(StorageError, match="upgrade"):
         EpisodeStore(tmp_path / "b.zarr")
-    group.attrs.update({"version": schema.VERSION})
-    with pytest.raises(StorageError, match="did not finish"):
+    group.attrs.update({"version": 1})
+    with pytest.raises(StorageError, match="version 1, this package reads 2 only; record it again"):
         EpisodeStore(tmp_path / "b.zarr")
+    group.attrs.update({"version": schema.VERSION})
+    with pytest.raises(StorageError, match="not written to its end"):
+        EpisodeStore(tmp_path / "b.zarr")
+
+
+def test_the_table_knows_every_reason_of_an_end() -> None:
+    assert schema.END_REASONS == REASONS
+    assert len(schema.BY_NAME) == len(schema.TABLE)
+    assert len(schema.BY_KEY) + len(schema.META) == len(schema.TABLE)

@@ -12,7 +12,9 @@ from PIL import Image
 from sanawm_env import demo
 from sanawm_env.actions import make_action_map
 from sanawm_env.bundle import save as save_bundle
+from sanawm_env.datasets.provenance import Provenance, StoreInfo
 from sanawm_env.datasets.reader import EpisodeStore
+from sanawm_env.datasets.verify import verify
 from sanawm_env.errors import BundleError, ConfigError, StorageError
 from sanawm_env.rooms import clearance, sample_scenes
 from sanawm_env.world import WorldModel
@@ -20,27 +22,41 @@ from sanawm_env.wrappers.tape import EpisodeTape
 
 
 def made_up(frames: int = 17, height: int = 64, width: int = 80) -> demo.Rollout:
-    """A rollout without a world: the dream is the truth, a little brighter."""
+    """A rollout without a world, of one frame and two steps: the dream is the truth, a little brighter."""
     y, x = np.mgrid[:height, :width]
     truth = np.stack([np.stack([x + t, y + t, x + y], -1) for t in range(frames)]).astype(np.uint8)
     poses = np.tile(np.eye(4), (frames, 1, 1))
     poses[:, 2, 3] = np.linspace(0, 1, frames)
+    whole = {
+        "frames": truth + np.uint8(5),
+        "poses": poses,
+        "intrinsics": np.tile(np.float32([50.0, 50.0, 39.5, 31.5]), (frames, 1)),
+        "truth_frames": truth,
+        "truth_depth": np.full((frames, height, width), 2.0, dtype=np.float32),
+        "truth_instances": np.ones((frames, height, width), dtype=np.int16),
+    }
+    steps = {
+        "actions": np.zeros((frames - 1, 2), dtype=np.float32),
+        "rewards": np.zeros(frames - 1),
+        "terminated": np.zeros(frames - 1, dtype=bool),
+        "truncated": np.zeros(frames - 1, dtype=bool),
+        "valid": np.ones(frames - 1, dtype=bool),
+        "step_seconds": np.ones(frames - 1, dtype=np.float32),
+    }
     return demo.Rollout(
-        taped={
-            "frames": truth + np.uint8(5),
-            "poses": poses,
-            "actions": np.zeros((frames, 2), dtype=np.float32),
-            "intrinsics": np.tile(np.float32([50.0, 50.0, 39.5, 31.5]), (frames, 1)),
-            "valid": np.ones(frames, dtype=bool),
-        },
-        truth=truth,
-        depth=np.full((frames, height, width), 2.0, dtype=np.float32),
-        fps=10.0,
+        taped={name: rows[1:] for name, rows in whole.items()}
+        | {f"start_{name}": rows[0] for name, rows in whole.items()}
+        | steps,
         psnr=np.full(frames, 34.0),
         visible_psnr=np.full(frames, 35.0),
         seconds=2.0,
-        action_map=make_action_map("diff_drive"),
-        fingerprint="ab" * 32,
+        info=StoreInfo(
+            fps=10.0,
+            frames_per_step=(frames - 1) // 2 or 1,
+            action_columns=("v", "w"),
+            action_units=("m/s", "rad/s"),
+        ),
+        provenance=Provenance(bundle_sha256="ab" * 32),
     )
 
 
@@ -55,14 +71,14 @@ def test_writes_four_files_and_says_how_to_open_each(tmp_path: Path) -> None:
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert sheet.width > 3 * 80
     episode = EpisodeStore(tmp_path / "episode.zarr")
-    assert episode.attributes["scene_seed"] == 1_000_000_007
-    assert episode[0]["truth_depth"].shape == (17, 64, 80)
+    assert episode.describe(0)["room"] == 1_000_000_007
+    assert episode[0]["truth_depth"].shape == (16, 64, 80)
 
 
 def test_a_second_run_replaces_the_first(tmp_path: Path) -> None:
     for frames in (17, 9):
         assert len(list(demo.write(made_up(frames), demo.DemoConfig(out=tmp_path)))) == 4
-    assert len(EpisodeStore(tmp_path / "episode.zarr")[0]["frames"]) == 9
+    assert len(EpisodeStore(tmp_path / "episode.zarr")[0]["frames"]) == 8
 
 
 @pytest.mark.parametrize("limit", [2_000, 20_000])
@@ -107,7 +123,8 @@ def test_the_whole_demo_with_a_tiny_world(
     assert printed.startswith("loading torch ...") and "loading diffusers" in printed
     assert printed.count(str(tmp_path / "out")) >= 4
     episode = EpisodeStore(tmp_path / "out" / "episode.zarr")
-    assert episode[0]["frames"].shape == (17, 32, 40, 3) and episode.seeds.tolist() == [0]
+    assert episode[0]["frames"].shape == (16, 32, 40, 3) and episode.describe(0)["seed"] == 0
+    assert episode[0]["start_truth_frames"].shape == (32, 40, 3) and not verify(episode.path).problems
 
 
 def test_an_error_starts_on_a_line_of_its_own(

@@ -1,0 +1,96 @@
+"""From the table to files: each array's metadata, and its rows as the bytes of a file, encoded by Zarr itself."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import MemoryStore
+
+from sanawm_env.datasets.codec import picture_codec
+from sanawm_env.datasets.provenance import StoreInfo
+from sanawm_env.datasets.schema import Array
+
+METADATA = "zarr.json"
+
+
+class Encoder:
+    """One array of a store: rows [n, *shape] to the bytes of a file, and the metadata of n rows.
+
+    Files are named without folders ("c.3.0.0.0"): a file more then costs one entry of one folder, not four folders.
+    """
+
+    def __init__(self, array: Array, shape: tuple[int, ...], info: StoreInfo):
+        self.array = array
+        self.rows = array.rows_per_file(info.frames_per_step)
+        self._files: dict[str, Any] = {}
+        self._rank = 1 + len(shape)
+        self._buffer: Any = zarr.create_array(
+            store=MemoryStore(self._files),
+            shape=(self.rows, *shape),
+            dtype=array.dtype,
+            chunks=(array.chunk, *shape),
+            shards=None if self.rows == array.chunk else (self.rows, *shape),
+            chunk_key_encoding={"name": "default", "separator": "."},
+            serializer=picture_codec(info.picture_codec, info.picture_quality) if array.codec == "picture" else "auto",
+            # The checksum comes last, so that it covers what lies on the disk.
+            compressors=[*([] if array.codec == "picture" else [ZstdCodec(level=3)]), Crc32cCodec()],
+            dimension_names=[None if isinstance(axis, int) else axis for axis in array.axes],
+            attributes={"unit": array.unit, "meaning": array.meaning},
+            config={"write_empty_chunks": True},  # else a file of zeros is left out and cannot be told from a lost one
+        )
+        self._metadata = json.loads(self._files.pop(METADATA).to_bytes())
+
+    @property
+    def folder(self) -> str:
+        """Of the array in the store."""
+        return self.array.name
+
+    def metadata(self, rows: int) -> bytes:
+        """`zarr.json` of the array with so many rows."""
+        shape = [rows, *self._metadata["shape"][1:]]
+        return sealed({**self._metadata, "shape": shape})
+
+    def encode(self, rows: np.ndarray) -> bytes:
+        """The file that holds these rows, missing ones at its end zero."""
+        self._buffer[: len(rows)] = rows
+        if len(rows) < self.rows:
+            self._buffer[len(rows) :] = 0
+        return bytes(self._files.pop(self.file(0)).to_bytes())
+
+    def file(self, index: int) -> str:
+        """Name of the array's file number `index`."""
+        return file_name(index, self._rank)
+
+
+def file_name(index: int, rank: int) -> str:
+    """Name of file number `index` along the first axis of an array with `rank` axes, undivided along the others."""
+    return ".".join(["c", str(index), *["0"] * (rank - 1)])
+
+
+def group_metadata(attributes: dict[str, Any]) -> bytes:
+    """`zarr.json` of a group."""
+    return sealed({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def sealed(metadata: dict[str, Any]) -> bytes:
+    """Metadata as the text of a file, with a checksum of itself among the attributes: Zarr has one for data only."""
+    attributes = {name: value for name, value in metadata["attributes"].items() if name != "checksum"}
+    plain = {**metadata, "attributes": attributes}
+    attributes["checksum"] = _checksum(plain)
+    return json.dumps(plain, indent=1).encode()
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether the metadata in a file is what was written. OSError or ValueError where it cannot be read at all."""
+    metadata = json.loads(path.read_bytes())
+    return bool(path.read_bytes() == sealed(metadata))
+
+
+def _checksum(metadata: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(metadata, sort_keys=True).encode()):08x}"

@@ -1,0 +1,138 @@
+"""An episode while it is being written: whole files wait in a staging folder, small rows in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from sanawm_env.datasets import files, schema
+from sanawm_env.errors import StorageError
+
+if TYPE_CHECKING:
+    from sanawm_env.datasets.reader import EpisodeStore
+    from sanawm_env.datasets.writer import EpisodeWriter
+
+
+class OpenEpisode:
+    """Made by `EpisodeWriter.begin`. `append` steps, then `commit`; leaving a `with` block without a commit drops it.
+
+    A failure of any method drops the episode, and the writer goes on with others.
+    """
+
+    def __init__(
+        self, writer: EpisodeWriter, folder: Path, *, seed: int, room: int, source: dict[str, Any], identity: bytes
+    ):
+        self.seed, self.room, self.source, self.identity = seed, room, source, identity
+        self.frames = 0
+        self.keys: set[str] = set()
+        self.files: dict[str, list[Path]] = {}  # by key; of arrays that are written once
+        self.rows: dict[str, list[np.ndarray]] = {}  # by key; of those that grow
+        self._writer: EpisodeWriter | None = writer
+        self._folder = folder
+        self._staged = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def begin(self, start: Mapping[str, np.ndarray]) -> None:
+        """Takes what reset returned; `EpisodeWriter.begin` calls it."""
+        with self._dropping() as writer:
+            schema.check_start(start, writer.sizes())
+            self._take({key: np.asarray(values)[None] for key, values in start.items()})
+
+    def append(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Adds one or more whole steps: arrays of `data` by key, F rows a step. The arrays stay the caller's."""
+        with self._dropping() as writer:
+            keys = set(arrays) | {key for key in self.keys if key.startswith("start_")}
+            schema.check_names(keys, (self.keys if self.frames else None) or writer.known())
+            steps = schema.check_rows(arrays, writer.sizes())
+            schema.check_valid(np.concatenate([*self.rows.get("valid", []), arrays["valid"]]))
+            self._take(arrays)
+            self.frames += steps * writer.info.frames_per_step
+
+    def adopt(self, store: EpisodeStore, index: int) -> None:
+        """Takes episode `index` of another store, its encoded files as they are."""
+        with self._dropping() as writer:
+            sizes = writer.sizes()
+            if different := {axis for axis, length in store.sizes.items() if sizes.setdefault(axis, length) != length}:
+                raise StorageError(f"{store.path} has other lengths of {sorted(different)}: {store.sizes}, not {sizes}")
+            for key, table in store.tables.items():
+                if table.written == "growing":
+                    self.rows[key] = [store.stored(key, index)]
+                    continue
+                self.files[key] = []
+                for source in store.files(key, index):
+                    self.files[key].append(self._place())
+                    shutil.copyfile(source, self.files[key][-1])
+            self.keys, self.frames = set(store.tables), len(self.rows["valid"][0])
+
+    def commit(self, *, reason: str = "", seconds: float = 0.0) -> int:
+        """Makes the episode visible, and returns its index once it is. reason: why it ended, of `END_REASONS`; seconds:
+        spent on computing it."""
+        with self._dropping() as writer:
+            if not self.frames:
+                raise StorageError("the episode has no step; append one before commit, or abort it")
+            index = writer.commit(self, reason, seconds)
+        self.abort()
+        return index
+
+    def abort(self) -> None:
+        """Drops the episode unless it is committed; may be called again."""
+        writer, self._writer = self._writer, None
+        if writer is not None and writer.open:  # a forked child has no say in what its parent writes
+            writer.forget(self)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def once(self) -> list[schema.Array]:
+        """Its arrays that are written once."""
+        return [schema.BY_KEY[key] for key in sorted(self.files)]
+
+    def growing(self) -> list[schema.Array]:
+        """Its arrays that grow."""
+        return [schema.BY_KEY[key] for key in sorted(self.rows)]
+
+    def stage(self, content: bytes) -> Path:
+        """A finished file that waits for its place."""
+        path = self._place()
+        files.write(path, content)
+        return path
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[EpisodeWriter]:
+        """The writer; whatever fails while it is used drops the episode."""
+        if self._writer is None:
+            raise StorageError("the episode is committed or dropped already; begin another")
+        try:
+            with files.storing(self._writer.path):
+                yield self._writer
+        except BaseException:
+            self.abort()
+            raise
+
+    def _place(self) -> Path:
+        self._staged += 1
+        return self._folder / str(self._staged)
+
+    def _take(self, arrays: Mapping[str, np.ndarray]) -> None:
+        assert self._writer is not None
+        for key, values in arrays.items():
+            array = schema.BY_KEY[key]
+            self.keys.add(key)
+            if array.written == "growing":
+                self.rows.setdefault(key, []).append(np.array(values))
+                continue
+            encoder = self._writer.encoder(array)
+            parts = range(0, len(values), encoder.rows)
+            staged = [self.stage(encoder.encode(np.asarray(values[k : k + encoder.rows]))) for k in parts]
+            self.files.setdefault(key, []).extend(staged)

@@ -1,0 +1,125 @@
+"""Several stores as one, to read; `merge` makes one of them on the disk."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sanawm_env.datasets.layout import METADATA
+from sanawm_env.datasets.reader import EpisodeStore
+from sanawm_env.datasets.writer import EpisodeWriter
+from sanawm_env.errors import StorageError
+
+
+class Union:
+    """The episodes of several stores one after another, read only; indices go through them in the order given.
+
+    StorageError: stores whose episodes have different rates, columns, codecs, arrays or picture sizes, or one in two.
+    """
+
+    def __init__(self, stores: Iterable[EpisodeStore | Path | str]):
+        self.stores = [store if isinstance(store, EpisodeStore) else EpisodeStore(store) for store in stores]
+        check_alike(self.stores)
+        check_apart(self.stores)
+        self.info = self.stores[0].info
+        self._ends = list(itertools.accumulate(len(store) for store in self.stores))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """As of a store."""
+        return self.read(index)
+
+    def read(self, index: int, *, valid_only: bool = True) -> dict[str, np.ndarray]:
+        """As of a store."""
+        store, own = self.find(index)
+        return store.read(own, valid_only=valid_only)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """As of a store."""
+        store, own = self.find(index)
+        return store.describe(own)
+
+    def find(self, index: int) -> tuple[EpisodeStore, int]:
+        """The store that holds episode `index`, and its index there."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"episode {index} of {len(self)}")
+        index %= len(self)
+        number = next(number for number, end in enumerate(self._ends) if index < end)
+        return self.stores[number], index - (self._ends[number - 1] if number else 0)
+
+
+def merge(
+    sources: Sequence[Path | str],
+    target: Path | str,
+    *,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Appends every episode of the sources to the store `target`, which is made if it is not there; returns how many.
+
+    Files with pictures, depth and latents are copied as they are, nothing is encoded again. resume: leaves out what the
+    target has already, after a merge that was cut off. progress: called with episodes done and all.
+
+    StorageError before anything is copied: sources that differ in rates, columns, codec, arrays or picture size among
+    each other or from the target, or an episode that is there twice.
+    """
+    stores = [EpisodeStore(source) for source in sources]
+    there = [EpisodeStore(target)] if (Path(target) / METADATA).exists() else []
+    check_alike([*there, *stores])
+    check_apart(stores if resume else [*there, *stores])
+    total, copied = sum(len(store) for store in stores), 0
+    with EpisodeWriter(target, stores[0].info, durable=bool(there)) as writer:
+        for done, (store, index) in enumerate((one, index) for one in stores for index in range(len(one))):
+            if not (resume and store.identity(index) in writer):
+                _copy(store, index, writer)
+                copied += 1
+            if progress is not None:
+                progress(done + 1, total)
+    os.sync()
+    return copied
+
+
+def _copy(store: EpisodeStore, index: int, writer: EpisodeWriter) -> None:
+    told = store.describe(index)
+    source = store.sources[int(store.meta["episode_sources"][index])]
+    facts = {"seed": told["seed"], "room": told["room"], "identity": store.identity(index)}
+    with writer.begin({}, provenance=source, **facts) as episode:
+        episode.adopt(store, index)
+        episode.commit(reason=told["reason"], seconds=told["seconds"])
+
+
+def check_alike(stores: Sequence[EpisodeStore]) -> None:
+    """StorageError unless the episodes of all stores could lie in one."""
+    if not stores:
+        raise StorageError("no store was given; name one or more")
+    filled = [store for store in stores if len(store)] or stores[:1]
+    for store in stores:
+        for what, one, first in (
+            ("attributes", store.info, stores[0].info),
+            ("arrays", sorted(store.arrays), sorted(filled[0].arrays)),
+            ("sizes", store.sizes, filled[0].sizes),
+        ):
+            if one != first and (len(store) or what == "attributes"):
+                raise StorageError(
+                    f"{store.path} has {what} {one}, {stores[0].path} has {first}; only stores that agree can be joined"
+                )
+
+
+def check_apart(stores: Sequence[EpisodeStore]) -> None:
+    """StorageError where two stores hold the same episode."""
+    owners: dict[bytes, EpisodeStore] = {}
+    for store in stores:
+        for index in range(len(store)):
+            other = owners.setdefault(store.identity(index), store)
+            if other is not store:
+                raise StorageError(
+                    f"episode {store.identity(index).hex()} is in {other.path} and in {store.path}; leave one of them "
+                    "out, or go on with a merge that was cut off by resume=True (--resume)"
+                )

@@ -1,0 +1,174 @@
+"""StoreEpisodes, StoreVectorEpisodes: every episode of an environment goes into an episode store while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+from sanawm_env.datasets.open_episode import OpenEpisode
+from sanawm_env.datasets.writer import EpisodeWriter
+from sanawm_env.env import Worlds
+from sanawm_env.errors import ConfigError
+from sanawm_env.wrappers.rows import (
+    Rows,
+    end_reason,
+    provenance,
+    start_rows,
+    step_rows,
+    store_info,
+    truth_rows,
+    used_actions,
+)
+
+
+class EpisodeLog:
+    """The running episodes of an environment, on their way into a store. Both wrappers are thin faces of this.
+
+    An episode is committed at the step at which it ends, or when a reset or `close` cuts it off; one without a step is
+    dropped. What a world does after its end is not kept.
+
+    path: of the store, appended to if it is there. truth: also render the ground truth, for worlds that start in a
+    room. licences: of pictures given as scenes; that of the weights is added. extra: kept with the provenance, plain
+    JSON. codec: picture_codec and picture_quality of a `StoreInfo`. durable: as of `EpisodeWriter`.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        path: str | Path,
+        *,
+        truth: bool = False,
+        licences: Sequence[str] = (),
+        extra: Mapping[str, Any] | None = None,
+        codec: Mapping[str, Any] | None = None,
+        durable: bool = True,
+    ) -> None:
+        if not isinstance(env, Worlds):
+            raise ConfigError(f"{type(env).__name__} has no world to record; wrap an environment of sanawm_env.")
+        self.env, self.truth, self.licences, self.extra = env, truth, licences, extra
+        self.writer = EpisodeWriter(path, store_info(env, **(codec or {})), durable=durable)
+        self._running: dict[int, _Running] = {}
+
+    def start(self, info: Mapping[str, Any], worlds: Sequence[int]) -> None:
+        """A reset of these worlds. info: with a row a world."""
+        for world in worlds:
+            self._finish(world, "")
+            told = {key: rows[world] for key, rows in info.items() if not key.startswith("_")}
+            rows, room = start_rows(told), int(told["room"])
+            if self.truth and room < 0:
+                raise ConfigError("truth=True, but the world starts from a picture, which has none; start in a room.")
+            if self.truth:
+                seen = self._seen(room, rows["start_poses"][None], rows["start_intrinsics"])
+                rows |= {f"start_{key}": values[0] for key, values in seen.items()}
+            source = provenance(self.env, told, licences=self.licences, extra=self.extra)
+            episode = self.writer.begin(rows, seed=int(told["seed"]), room=room, provenance=source)
+            share = self.env.last_timing["reset_seconds"] / len(worlds)
+            self._running[world] = _Running(episode, room, rows["start_poses"], rows["start_intrinsics"], share)
+
+    def step(self, info: Mapping[str, Any], actions: Any) -> None:
+        """A step of all worlds. info, actions: with a row a world."""
+        running = sorted(self._running)
+        if not running:
+            return
+        poses = np.stack([self._running[world].pose for world in running])
+        used = used_actions(self.env, np.asarray(actions)[running], poses)
+        seconds = self.env.last_timing["step_seconds"]
+        for world, action in zip(running, used):
+            one = self._running[world]
+            rows = step_rows(info, action, one.intrinsics, seconds, world)
+            one.pose = rows["poses"][-1]
+            one.seconds += seconds / len(info["poses"])
+            if self.truth:
+                rows |= self._seen(one.room, rows["poses"], one.intrinsics)
+            one.episode.append(rows)
+            if reason := end_reason(info, world):
+                self._finish(world, reason)
+
+    def close(self) -> None:
+        """Commits what is running and closes the store; may be called again."""
+        if self.writer.open:
+            for world in sorted(self._running):
+                self._finish(world, "")
+            self.writer.close()
+
+    def _finish(self, world: int, reason: str) -> None:
+        one = self._running.pop(world, None)
+        if one is not None and one.episode.frames:
+            one.episode.commit(reason=reason, seconds=one.seconds)
+        elif one is not None:
+            one.episode.abort()
+
+    def _seen(self, room: int, poses: np.ndarray, intrinsics: np.ndarray) -> Rows:
+        config = self.env.model.config
+        return truth_rows(room, poses, intrinsics, (config.height, config.width))
+
+
+class _Running:
+    """An episode that is open, and what its next step needs of it. pose: [4, 4], the latest one."""
+
+    def __init__(self, episode: OpenEpisode, room: int, pose: np.ndarray, intrinsics: np.ndarray, seconds: float):
+        self.episode, self.room, self.pose = episode, room, pose
+        self.intrinsics, self.seconds = intrinsics, seconds
+
+
+class StoreEpisodes(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
+    """Writes every episode of one world into a store; path and options as of `EpisodeLog`.
+
+    Needs frames="all". Observations, rewards and infos pass through unchanged. `close` when done: it commits the
+    running episode and lets others write.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], path: str | Path, **options: Any) -> None:
+        gymnasium.utils.RecordConstructorArgs.__init__(self, path=path, **options)
+        gymnasium.Wrapper.__init__(self, env)
+        self.log = EpisodeLog(env.unwrapped, path, **options)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """A reset of the environment, which begins an episode of the store."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.log.start({key: [value] for key, value in info.items()}, [0])
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """A step of the environment, kept unless the episode has ended before."""
+        result = self.env.step(action)
+        self.log.step({key: [value] for key, value in result[4].items()}, np.asarray(action)[None])
+        return result
+
+    def close(self) -> None:
+        """Commits the running episode, closes store and environment."""
+        self.log.close()
+        super().close()
+
+
+class StoreVectorEpisodes(VectorWrapper):
+    """Writes the episodes of a batch of worlds into one store, in the order in which they end; options as of
+    `EpisodeLog`. Needs frames="all"; `close` when done."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], path: str | Path, **options: Any) -> None:
+        super().__init__(env)
+        self.log = EpisodeLog(env.unwrapped, path, **options)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """A reset of all worlds, or of those that options["reset_mask"] names."""
+        observation, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        self.log.start(info, np.flatnonzero(info["_seed"]).tolist())
+        return observation, info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """A step of all worlds; those that have ended before are left out of the store until they are reset."""
+        result = self.env.step(actions)
+        self.log.step(result[4], actions)
+        return result
+
+    def close(self, **kwargs: Any) -> None:
+        """Commits the running episodes, closes store and environment."""
+        self.log.close()
+        super().close(**kwargs)

@@ -1,0 +1,136 @@
+"""What an environment tells at a reset and at a step, as the rows that an episode store keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sanawm_env import __version__
+from sanawm_env.datasets.provenance import Provenance, StoreInfo
+from sanawm_env.env import Worlds
+from sanawm_env.errors import ConfigError
+
+ALL_FRAMES = "info has not all frames, which a store keeps; build the environment with frames='all'."
+Rows = dict[str, np.ndarray]
+
+
+def start_rows(info: Mapping[str, Any], world: int | None = None) -> Rows:
+    """The arrays of an episode's start by key of `datasets.schema.TABLE`. info: of a reset, of one world, or with a row
+    a world."""
+    told = _of(info, world)
+    frames = told.get("frames")
+    if frames is None:
+        raise ConfigError(ALL_FRAMES)
+    return {
+        # Of some worlds of a batch, a reset shows the picture as often as the others have frames.
+        "start_frames": np.array(frames[0]),
+        "start_poses": np.array(told["poses"][0], np.float64),
+        "start_intrinsics": np.array(told["intrinsics"], np.float32),
+    }
+
+
+def step_rows(
+    info: Mapping[str, Any], actions: np.ndarray, intrinsics: np.ndarray, seconds: float, world: int | None = None
+) -> Rows:
+    """The F rows of a step by key. actions: [F, A], those that were used. intrinsics: [4]. seconds: of the step."""
+    told = _of(info, world)
+    frames = _frames(told)
+    count = len(frames)
+    ended = np.arange(count) == told["end_index"]
+    return {
+        "frames": frames.copy(),
+        "poses": np.array(told["poses"], np.float64),
+        "intrinsics": np.tile(np.asarray(intrinsics, np.float32), (count, 1)),
+        "actions": np.array(actions, np.float32),
+        "rewards": np.array(told["rewards"], np.float64),
+        "terminated": ended & bool(told["termination_reason"]),
+        "truncated": ended & bool(told["truncation_reason"]),
+        "valid": np.arange(count) < told["valid_frames"],
+        "step_seconds": np.full(count, seconds, np.float32),
+    }
+
+
+def end_reason(info: Mapping[str, Any], world: int | None = None) -> str:
+    """Why the episode has ended, "" while it goes on."""
+    told = _of(info, world)
+    return str(told["termination_reason"] or told["truncation_reason"])
+
+
+def used_actions(env: Worlds, given: Any, poses: np.ndarray) -> np.ndarray:
+    """Actions of every frame within their limits, float32 [B, F, A].
+
+    given: as the environment took them, with a row a world. poses: [B, 4, 4], where each world was before the step.
+    """
+    action_map, frames = env.action_map, env.frames_per_step
+    rows = np.asarray(action_map.read(given), np.float64).reshape(len(poses), -1, action_map.size)
+    inside, _ = action_map.limit(rows)
+    if inside.shape[1] != frames:
+        inside = action_map.hold(poses, inside[:, 0], frames)
+    return inside.astype(np.float32)
+
+
+def store_info(env: Worlds, *, picture_codec: str = "jpeg", picture_quality: int = 95) -> StoreInfo:
+    """What a store of this environment's episodes says of all of them."""
+    return StoreInfo(
+        fps=env.fps,
+        frames_per_step=env.frames_per_step,
+        action_columns=tuple(env.action_map.columns),
+        action_units=tuple(env.action_map.units),
+        picture_codec=picture_codec,
+        picture_quality=picture_quality,
+    )
+
+
+def provenance(
+    env: Worlds, info: Mapping[str, Any], *, licences: Sequence[str] = (), extra: Mapping[str, Any] | None = None
+) -> Provenance:
+    """Where an episode comes from. info: of its reset, of one world. licences: of its picture, beside the weights'."""
+    from sanawm_env.benchmarks.machine import commit
+
+    model = env.model
+    return Provenance(
+        bundle=model.config.name,
+        bundle_sha256=model.fingerprint,
+        variant=model.config.variant,
+        refiner=model.refiner is not None,
+        precision={"torch.bfloat16": "bf16", "torch.float32": "fp32"}.get(str(model.dtype), str(model.dtype)),
+        action_map=repr(env.action_map),
+        task=repr(env.task),
+        intrinsics_source=str(info["intrinsics_source"]),
+        units_per_metre=model.config.units_per_metre if info["calibrated"] else None,
+        package_version=__version__,
+        package_commit=commit(),
+        licences=tuple(filter(None, (model.licence, *licences))),
+        extra=dict(extra or {}),
+    )
+
+
+def truth_rows(room: int, poses: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int]) -> Rows:
+    """What a camera sees in the room of this seed, by key: truth_frames, truth_depth, truth_instances, T rows each.
+
+    poses: [T, 4, 4]. intrinsics: [4], pixels. size: height, width.
+    """
+    import torch
+
+    from sanawm_env.rooms import render, sample_scenes
+
+    scenes, lens = sample_scenes([room]), torch.as_tensor(np.asarray(intrinsics, np.float32))[None]
+    seen = render(scenes, torch.as_tensor(np.asarray(poses))[None], lens, size)
+    return {
+        "truth_frames": seen.rgb[0].numpy(),
+        "truth_depth": seen.depth[0].numpy(),
+        "truth_instances": seen.instance[0].numpy(),
+    }
+
+
+def _of(info: Mapping[str, Any], world: int | None) -> Mapping[str, Any]:
+    return info if world is None else {key: rows[world] for key, rows in info.items() if not key.startswith("_")}
+
+
+def _frames(told: Mapping[str, Any]) -> np.ndarray:
+    frames = told.get("frames")
+    if frames is None or len(frames) != len(told["poses"]):
+        raise ConfigError(ALL_FRAMES)
+    return np.asarray(frames)
