@@ -31,7 +31,7 @@ def take(store: EpisodeStore) -> Inventory:
     """The inventory of a store; every folder is listed once, no file is read."""
     per_step = store.info.frames_per_step
     tables = [*store.tables.values(), *schema.META]
-    rows = {array.name: array.rows_at(len(store), store.frames, per_step) for array in tables}
+    rows = {array.name: store.rows_of(array) for array in tables}
     found = Inventory(
         rows=rows,
         files={array.name: -(-rows[array.name] // array.rows_per_file(per_step)) for array in tables},

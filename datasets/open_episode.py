@@ -31,8 +31,8 @@ class OpenEpisode:
         self.seed, self.room, self.source, self.identity = seed, room, source, identity
         self.frames = 0
         self.keys: set[str] = set()
-        self.files: dict[str, list[Path]] = {}  # by key; of arrays that are written once
-        self.rows: dict[str, list[np.ndarray]] = {}  # by key; of those that grow
+        self.files: dict[str, list[Path]] = {"states": []}  # by key; of arrays that are written once
+        self.rows: dict[str, list[np.ndarray]] = {"state_steps": [np.zeros(0, np.int64)]}  # by key; of those that grow
         self._writer: EpisodeWriter | None = writer
         self._folder = folder
         self._staged = 0
@@ -49,7 +49,8 @@ class OpenEpisode:
         """Takes what reset returned; `EpisodeWriter.begin` calls it."""
         with self._dropping() as writer:
             schema.check_start(start, writer.sizes())
-            self._take({key: np.asarray(values)[None] for key, values in start.items()})
+            self._put({key: np.asarray(values)[None] for key, values in start.items()})
+            self.keys |= set(start)
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Adds one or more whole steps: arrays of `data` by key, F rows a step. The arrays stay the caller's."""
@@ -58,8 +59,20 @@ class OpenEpisode:
             schema.check_names(keys, (self.keys if self.frames else None) or writer.known())
             steps = schema.check_rows(arrays, writer.sizes())
             schema.check_valid(np.concatenate([*self.rows.get("valid", []), arrays["valid"]]))
-            self._take(arrays)
+            self._put(arrays)
+            self.keys |= set(arrays)
             self.frames += steps * writer.info.frames_per_step
+
+    def keep_state(self, content: bytes) -> None:
+        """Keeps a saved state of the world as it is after the steps so far; one at an instant."""
+        with self._dropping() as writer:
+            step = self.frames // writer.info.frames_per_step
+            if step in np.concatenate(self.rows["state_steps"]):
+                raise StorageError(f"the state after {step} steps is kept already; keep one, or step in between")
+            text = len(content).to_bytes(8, "little") + content
+            blocks = -(-len(text) // schema.BLOCK)
+            rows = np.frombuffer(text.ljust(blocks * schema.BLOCK, b"\0"), np.uint8).reshape(blocks, schema.BLOCK)
+            self._put({"states": rows, "state_steps": np.full(blocks, step)})
 
     def adopt(self, store: EpisodeStore, index: int) -> None:
         """Takes episode `index` of another store, its encoded files as they are."""
@@ -75,7 +88,7 @@ class OpenEpisode:
                 for source in store.files(key, index):
                     self.files[key].append(self._place())
                     shutil.copyfile(source, self.files[key][-1])
-            self.keys, self.frames = set(store.tables), len(self.rows["valid"][0])
+            self.keys, self.frames = store.keys, len(self.rows["valid"][0])
 
     def commit(self, *, reason: str = "", seconds: float = 0.0) -> int:
         """Makes the episode visible, and returns its index once it is. reason: why it ended, of `END_REASONS`; seconds:
@@ -124,11 +137,10 @@ class OpenEpisode:
         self._staged += 1
         return self._folder / str(self._staged)
 
-    def _take(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def _put(self, arrays: Mapping[str, np.ndarray]) -> None:
         assert self._writer is not None
         for key, values in arrays.items():
             array = schema.BY_KEY[key]
-            self.keys.add(key)
             if array.written == "growing":
                 self.rows.setdefault(key, []).append(np.array(values))
                 continue

@@ -38,13 +38,13 @@ class EpisodeStore:
         self.frames = int(self.ends[-1]) if len(self) else 0
         self.tables: dict[str, Array] = {}
         self.arrays: dict[str, Any] = {}
-        for array in schema.BY_KEY.values() if len(self) else ():
-            if array.required or (self.path / array.name).exists():
-                self.arrays[array.key], self.tables[array.key] = self._array(group, array), array
         self.meta = {
             array.name.removeprefix("meta/"): self._decode(self._array(group, array), slice(0, len(self)), array.name)
             for array in schema.META
         }
+        for array in schema.BY_KEY.values() if len(self) else ():
+            if array.required or (self.path / array.name).exists():
+                self.arrays[array.key], self.tables[array.key] = self._array(group, array), array
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -59,11 +59,18 @@ class EpisodeStore:
         `EpisodeWriter.add` takes what valid_only=False gives. StorageError where a file is missing or damaged.
         """
         index = self._number(index)
-        arrays = {key: self._read(key, index) for key in self.arrays}
+        arrays = {key: self._read(key, index) for key in self.keys}
         if valid_only:
             count = int(np.count_nonzero(arrays["valid"]))
             arrays = {key: rows[:count] if self._axis(key) == "time" else rows for key, rows in arrays.items()}
         return arrays
+
+    def states(self, index: int) -> dict[int, bytes]:
+        """The saved states of episode `index`, by the number of steps that it had then."""
+        index = self._number(index)
+        blocks, steps = self.stored("states", index), self.stored("state_steps", index)
+        joined = {int(step): blocks[steps == step].tobytes() for step in np.unique(steps)}
+        return {step: text[8 : 8 + int.from_bytes(text[:8], "little")] for step, text in joined.items()}
 
     def describe(self, index: int) -> dict[str, Any]:
         """What is known of episode `index`: id, seed, room, why it ended, seconds of computing, and its provenance."""
@@ -85,15 +92,32 @@ class EpisodeStore:
 
     def rows(self, key: str, index: int) -> slice:
         """Rows of array `key` that episode `index` has."""
-        table, before = self.tables[key], int(self.ends[index - 1]) if index else 0
-        per_step = self.info.frames_per_step
-        return slice(table.rows_at(index, before, per_step), table.rows_at(index + 1, int(self.ends[index]), per_step))
+        ends = self.row_ends(self.tables[key])
+        return slice(int(ends[index - 1]) if index else 0, int(ends[index]))
+
+    def rows_of(self, array: Array) -> int:
+        """Rows of an array of the table up to the last committed end."""
+        return int(self.row_ends(array)[-1]) if len(self) else 0
+
+    def row_ends(self, array: Array) -> np.ndarray:
+        """Rows of an array up to the end of each episode."""
+        axis = array.axes[0]
+        if axis == "episode":
+            return np.arange(1, len(self) + 1)
+        if axis == "block":
+            return self.meta["episode_blocks"]
+        return self.ends // self.info.frames_per_step if axis == "step" else self.ends
 
     def files(self, key: str, index: int) -> list[Path]:
         """The files with the rows of array `key` of episode `index`."""
         rows, per_file = self.rows(key, index), self.tables[key].rows_per_file(self.info.frames_per_step)
         folder, rank = self.path / self.tables[key].name, len(self.tables[key].axes)
         return [folder / file_name(number, rank) for number in range(rows.start // per_file, -(-rows.stop // per_file))]
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys of the arrays that its episodes have; none before the first one."""
+        return set(self.arrays) - set(schema.STATES)
 
     @property
     def sizes(self) -> schema.Sizes:
@@ -104,12 +128,12 @@ class EpisodeStore:
     def tail(self, key: str) -> np.ndarray:
         """The rows of array `key` in its last file, none if that is full."""
         table = self.tables[key]
-        rows = table.rows_at(len(self), self.frames, self.info.frames_per_step)
+        rows = self.rows_of(table)
         return self._decode(self.arrays[key], slice(rows - rows % table.chunk, rows), key)
 
     def _array(self, group: Any, array: Array) -> Any:
         """A Zarr array, once it has the rows that the index counts."""
-        needed = array.rows_at(len(self), self.frames, self.info.frames_per_step)
+        needed = self.rows_of(array)
         try:
             stored = group[array.name]
         except (ValueError, KeyError, TypeError, OSError) as error:

@@ -19,6 +19,7 @@ from sanawm_env.errors import StorageError
 NAME = "sanawm-episodes"
 VERSION = 2
 ENDS = "meta/episode_ends"
+BLOCK = 2**20  # bytes of a saved state in a row
 ROWS = 512  # rows a file of the arrays whose last file is written anew as they grow
 
 
@@ -26,10 +27,10 @@ ROWS = 512  # rows a file of the arrays whose last file is written anew as they 
 class Array:
     """One array of the store. `axes` name its dimensions, a number is a fixed length; only the first one grows.
 
-    axes[0]: "time" (a row a frame), "step" (a row a step of F frames) or "episode". codec: "picture" keeps pictures one
-    by one with the store's picture codec, "zstd" is lossless. chunk: rows decoded together. written: "once", a file
-    holds a step or an episode and is never touched again; "growing", a file is a chunk of rows, the last one replaced
-    as episodes come.
+    axes[0]: "time" (a row a frame), "step" (a row a step of F frames), "episode", or "block" (of a saved state). codec:
+    "picture" keeps pictures one by one with the store's picture codec, "zstd" is lossless. chunk: rows decoded
+    together. written: "once", a file holds a step, an episode or a block and is never touched again; "growing", a file
+    is a chunk of rows, the last one replaced as episodes come.
     """
 
     name: str
@@ -53,10 +54,6 @@ class Array:
         if self.written == "growing":
             return self.chunk
         return frames_per_step if self.axes[0] == "time" else 1
-
-    def rows_at(self, episodes: int, frames: int, frames_per_step: int) -> int:
-        """Rows of a store with so many episodes and frames."""
-        return {"time": frames, "step": frames // frames_per_step, "episode": episodes}[str(self.axes[0])]
 
 
 def _pictures(name: str, meaning: str, *, required: bool = True) -> Array:
@@ -123,6 +120,22 @@ TABLE: tuple[Array, ...] = (
     _pictures("data/truth_frames", "the ground truth seen from the same pose", required=False),
     _planes("data/truth_depth", "float32", "m", "of the truth, along the optical axis"),
     _planes("data/truth_instances", "int16", "", "number of the truth's object at each pixel"),
+    Array(
+        name="data/states",
+        dtype="uint8",
+        axes=("block", BLOCK),
+        unit="byte",
+        chunk=1,
+        written="once",
+        meaning="saved states of the world: length in 8 bytes, content, zeros up to the end of the block",
+    ),
+    Array(
+        name="data/state_steps",
+        dtype="int64",
+        axes=("block",),
+        unit="step",
+        meaning="steps of the episode before the state to which the block belongs",
+    ),
     _pictures("start/frames", "the picture that reset returned"),
     Array(name="start/poses", dtype="float64", axes=("episode", 4, 4), unit="m", meaning=f"{POSE}, of start/frames"),
     Array(name="start/intrinsics", dtype="float32", axes=("episode", 4), unit="pixel", meaning="fx, fy, cx, cy"),
@@ -144,6 +157,9 @@ TABLE: tuple[Array, ...] = (
     Array(
         name="meta/episode_rooms", dtype="int64", axes=("episode",), unit="", meaning="seed of its room, -1 for none"
     ),
+    Array(
+        name="meta/episode_blocks", dtype="int64", axes=("episode",), unit="row", meaning="rows of data/states so far"
+    ),
     Array(name="meta/episode_reasons", dtype="uint8", axes=("episode",), unit="", meaning="index into end_reasons"),
     Array(name="meta/episode_sources", dtype="int32", axes=("episode",), unit="", meaning="index into sources"),
     Array(name="meta/episode_ids", dtype="uint8", axes=("episode", 16), unit="", meaning="unique number of an episode"),
@@ -151,6 +167,8 @@ TABLE: tuple[Array, ...] = (
 )
 BY_NAME: Mapping[str, Array] = {array.name: array for array in TABLE}
 BY_KEY: Mapping[str, Array] = {array.key: array for array in TABLE if not array.name.startswith("meta/")}
+STATES = ("states", "state_steps")  # in every store, with as many rows as there are states to keep
+EPISODE: Mapping[str, Array] = {key: array for key, array in BY_KEY.items() if key not in STATES}
 META: tuple[Array, ...] = tuple(array for array in TABLE if array.name.startswith("meta/"))
 END_REASONS = ("", "success", "collision", "horizon", "timeout", "model_fault")  # "": stopped while it still went on
 Sizes = dict[str, int]
@@ -159,10 +177,10 @@ Sizes = dict[str, int]
 def check_names(keys: set[str], known: set[str] | None) -> None:
     """StorageError unless `keys` are the arrays of an episode: every required one, nothing unknown, and exactly those
     of the store (`known`, None for a new one)."""
-    missing = sorted(array.key for array in BY_KEY.values() if array.required and array.key not in keys)
-    unknown = sorted(keys - set(BY_KEY))
+    missing = sorted(array.key for array in EPISODE.values() if array.required and array.key not in keys)
+    unknown = sorted(keys - set(EPISODE))
     if missing or unknown:
-        raise StorageError(f"episode lacks arrays {missing} and has unknown arrays {unknown}; known: {list(BY_KEY)}")
+        raise StorageError(f"episode lacks arrays {missing} and has unknown arrays {unknown}; known: {list(EPISODE)}")
     for key in keys:
         partner = f"start_{key}"
         if partner in BY_KEY and partner not in keys:

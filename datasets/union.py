@@ -103,7 +103,7 @@ def check_alike(stores: Sequence[EpisodeStore]) -> None:
     for store in stores:
         for what, one, first in (
             ("attributes", store.info, stores[0].info),
-            ("arrays", sorted(store.arrays), sorted(filled[0].arrays)),
+            ("arrays", sorted(store.keys), sorted(filled[0].keys)),
             ("sizes", store.sizes, filled[0].sizes),
         ):
             if one != first and (len(store) or what == "attributes"):

@@ -88,8 +88,8 @@ def verify(path: Path | str, progress: Progress | None = None) -> Report:
     except StorageError as error:
         return _report(path, None, None, [*problems, str(error)])
     problems += _check_index(store)
-    if any(problem.startswith("meta/episode_ends") for problem in problems):
-        return _report(path, store, None, problems)  # without ends there is no telling which rows belong to what
+    if any(problem.startswith(("meta/episode_ends", "meta/episode_blocks")) for problem in problems):
+        return _report(path, store, None, problems)  # no telling which rows belong to what
     found = inventory.take(store)
     problems += [
         f"{array.name}: file {number} is missing{_whose(store, array, number)}" for array, number in found.missing
@@ -164,6 +164,8 @@ def _check_index(store: EpisodeStore) -> Iterator[str]:
     per_step, ends = store.info.frames_per_step, store.ends
     if (np.diff(ends, prepend=0) <= 0).any() or (ends % per_step).any():
         yield f"meta/episode_ends does not grow by whole steps of {per_step} rows: {ends[:8].tolist()} ..."
+    if (np.diff(store.meta["episode_blocks"], prepend=0) < 0).any():
+        yield "meta/episode_blocks does not grow"
     for name, limit in (("sources", len(store.sources)), ("reasons", len(schema.END_REASONS))):
         values = store.meta[f"episode_{name}"]
         if len(values) and not 0 <= int(values.min()) <= int(values.max()) < limit:
@@ -230,11 +232,11 @@ def _range(array: Array, rows: np.ndarray) -> str:
 
 def _whose(store: EpisodeStore, array: Array, number: int) -> str:
     """Which episodes a file holds, in words."""
-    per_file, per_step = array.rows_per_file(store.info.frames_per_step), store.info.frames_per_step
-    first, last = number * per_file, (number + 1) * per_file - 1
-    if array.axes[0] != "episode":
-        scale = per_step if array.axes[0] == "step" else 1
-        first, last = (int(np.searchsorted(store.ends, row * scale, side="right")) for row in (first, last))
+    per_file = array.rows_per_file(store.info.frames_per_step)
+    ends = store.row_ends(array)
+    first, last = (
+        int(np.searchsorted(ends, row, side="right")) for row in (number * per_file, (number + 1) * per_file - 1)
+    )
     last = min(last, len(store) - 1)
     return f"; it belongs to episode {first}" if first == last else f"; it belongs to episodes {first} to {last}"
 

@@ -170,6 +170,7 @@ class EpisodeWriter:
         rows |= {
             schema.ENDS: np.array([after.frames], np.int64),
             "meta/episode_seeds": np.array([episode.seed], np.int64),
+            "meta/episode_blocks": np.array([after.blocks], np.int64),
             "meta/episode_rooms": np.array([episode.room], np.int64),
             "meta/episode_reasons": np.array([schema.END_REASONS.index(reason)], np.uint8),
             "meta/episode_sources": np.array([after.sources.index(episode.source)], np.int32),
@@ -213,7 +214,10 @@ class EpisodeWriter:
         return self.encoder(array).metadata(self._rows(array, state))
 
     def _rows(self, array: schema.Array, state: _Committed) -> int:
-        return array.rows_at(state.episodes, state.frames, self.info.frames_per_step)
+        steps = state.frames // self.info.frames_per_step
+        return {"time": state.frames, "step": steps, "episode": state.episodes, "block": state.blocks}[
+            str(array.axes[0])
+        ]
 
     def _publish(self, moves: list[Move]) -> None:
         with files.storing(self.path):
@@ -278,7 +282,8 @@ class EpisodeWriter:
             frames=store.frames,
             ids={store.identity(index) for index in range(len(store))},
             sources=store.sources,
-            keys=set(store.arrays),
+            blocks=int(store.meta["episode_blocks"][-1]) if len(store) else 0,
+            keys=store.keys,
             sizes=store.sizes,
         )
         for key, table in store.tables.items():
@@ -298,6 +303,7 @@ class _Committed:
 
     episodes: int
     frames: int
+    blocks: int
     ids: set[bytes]
     sources: list[dict[str, Any]]
     keys: set[str]
@@ -309,6 +315,7 @@ class _Committed:
         return _Committed(
             episodes=self.episodes + 1,
             frames=self.frames + episode.frames,
+            blocks=self.blocks + len(episode.files["states"]),
             ids=self.ids | {episode.identity},
             sources=self.sources if episode.source in self.sources else [*self.sources, episode.source],
             keys=episode.keys,

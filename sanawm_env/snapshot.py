@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import reprlib
 import shutil
+import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +59,25 @@ class Snapshot:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise StorageError(f"snapshot cannot be written to {target}: {error}; choose a writable folder.") from error
+
+    def to_bytes(self) -> bytes:
+        """The folder that `save` writes as one archive, for an episode store. Raises StorageError."""
+        packed = io.BytesIO()
+        with tempfile.TemporaryDirectory() as place, tarfile.open(fileobj=packed, mode="w") as archive:
+            self.save(Path(place) / "snapshot")
+            archive.add(Path(place) / "snapshot", arcname=".")
+        return packed.getvalue()
+
+    @staticmethod
+    def from_bytes(content: bytes, model: WorldModel) -> Snapshot:
+        """The snapshot of `to_bytes`. Raises like `load`."""
+        with tempfile.TemporaryDirectory() as place:
+            try:
+                with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+                    archive.extractall(place, filter="data")
+            except tarfile.TarError as error:
+                raise StorageError(f"these {len(content)} bytes are no snapshot: {error}; save it again.") from error
+            return Snapshot.load(place, model)
 
     @staticmethod
     def load(folder: str | Path, model: WorldModel) -> Snapshot:

@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from sanawm_env.datasets.open_episode import OpenEpisode
 from sanawm_env.datasets.writer import EpisodeWriter
 from sanawm_env.env import Worlds
-from sanawm_env.errors import ConfigError
+from sanawm_env.errors import ConfigError, LifecycleError
 from sanawm_env.wrappers.rows import (
     Rows,
     end_reason,
@@ -89,6 +89,12 @@ class EpisodeLog:
             if reason := end_reason(info, world):
                 self._finish(world, reason)
 
+    def keep_state(self) -> None:
+        """Keeps the state of the only world beside its episode; LifecycleError when none is running."""
+        if 0 not in self._running:
+            raise LifecycleError("no episode is being stored; call reset(), and keep states before the episode ends.")
+        self._running[0].episode.keep_state(self.env.get_state().to_bytes())
+
     def close(self) -> None:
         """Commits what is running and closes the store; may be called again."""
         if self.writer.open:
@@ -139,6 +145,11 @@ class StoreEpisodes(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
         result = self.env.step(action)
         self.log.step({key: [value] for key, value in result[4].items()}, np.asarray(action)[None])
         return result
+
+    def keep_state(self) -> None:
+        """Stores the world as it is after the steps so far: `EpisodeStore.states` gives it back to
+        `Snapshot.from_bytes`, and `set_state` goes on from there. LifecycleError when no episode is running."""
+        self.log.keep_state()
 
     def close(self) -> None:
         """Commits the running episode, closes store and environment."""

@@ -16,6 +16,8 @@ from sanawm_env.datasets import schema
 from sanawm_env.datasets.atomic import appearing
 from sanawm_env.datasets.provenance import Provenance, StoreInfo
 from sanawm_env.datasets.reader import EpisodeStore
+from sanawm_env.datasets.union import merge
+from sanawm_env.datasets.verify import verify
 from sanawm_env.datasets.writer import EpisodeWriter
 from sanawm_env.errors import StorageError
 from sanawm_env.running import REASONS
@@ -334,3 +336,29 @@ def test_the_table_knows_every_reason_of_an_end() -> None:
     assert schema.END_REASONS == REASONS
     assert len(schema.BY_NAME) == len(schema.TABLE)
     assert len(schema.BY_KEY) + len(schema.META) == len(schema.TABLE)
+
+
+def test_states_are_kept_at_chosen_steps(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    large, small = rng.bytes(2 * schema.BLOCK + 5), b"small\0"
+    with EpisodeWriter(tmp_path / "a.zarr", INFO) as writer:
+        add(writer, 0)
+        for seed in (1, 2):
+            start, rows = split(episode(2, seed, truth=False))
+            with writer.begin(start, seed=seed, identity=number(seed)) as opened:
+                opened.keep_state(small)
+                opened.append(rows)
+                opened.keep_state(large)
+                opened.commit()
+        add(writer, 3)
+        with writer.begin(start, seed=seed) as opened:
+            opened.keep_state(small)
+            with pytest.raises(StorageError, match="the state after 0 steps is kept already"):
+                opened.keep_state(small)
+    for path in (tmp_path / "a.zarr", tmp_path / "b.zarr"):
+        store = EpisodeStore(path)
+        assert [store.states(index) for index in range(4)] == [{}, {0: small, 2: large}, {0: small, 2: large}, {}]
+        assert same(store.read(2, valid_only=False), as_stored(episode(2, 2, truth=False)))
+        assert not verify(path).problems
+        if path.name == "a.zarr":
+            merge([path], tmp_path / "b.zarr")

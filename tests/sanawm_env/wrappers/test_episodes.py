@@ -9,8 +9,9 @@ import pytest
 import sanawm_env
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.datasets.verify import verify
-from sanawm_env.errors import ConfigError
+from sanawm_env.errors import ConfigError, LifecycleError, StorageError
 from sanawm_env.scene import Scene
+from sanawm_env.snapshot import Snapshot
 from sanawm_env.vector_env import SanaWMVectorEnv
 from sanawm_env.world import WorldModel
 from sanawm_env.wrappers.episodes import StoreEpisodes, StoreVectorEpisodes
@@ -64,6 +65,24 @@ def test_episodes_that_are_cut_off_are_kept(tiny_model: WorldModel, tmp_path: Pa
     again.step(FORWARD)
     again.close()
     assert len(EpisodeStore(tmp_path / "a.zarr")) == 3 and not verify(tmp_path / "a.zarr").problems
+
+
+def test_goes_on_from_a_state_that_was_kept(tiny_model: WorldModel, tmp_path: Path) -> None:
+    env = StoreEpisodes(made(tiny_model), tmp_path / "a.zarr")
+    with pytest.raises(LifecycleError, match="no episode is being stored"):
+        env.keep_state()
+    env.reset(seed=5)
+    env.step(FORWARD)
+    env.keep_state()
+    expected = env.step(FORWARD)[4]["frames"]
+    env.close()
+    states = EpisodeStore(tmp_path / "a.zarr").states(0)
+    assert list(states) == [1]
+    other = made(tiny_model)
+    other.unwrapped.set_state(Snapshot.from_bytes(states[1], tiny_model))
+    np.testing.assert_array_equal(other.unwrapped.step(FORWARD)[4]["frames"], expected)
+    with pytest.raises(StorageError, match="no snapshot"):
+        Snapshot.from_bytes(states[1][512:600], tiny_model)
 
 
 def test_worlds_of_a_batch_end_at_different_times(tiny_model: WorldModel, tmp_path: Path) -> None:
