@@ -95,6 +95,11 @@ def parser() -> argparse.ArgumentParser:
     )
     _flags(convert, variant=str, revision=str, autoencoder=str)
     convert.set_defaults(flags=("source", "target", *convert.get_default("flags")))
+    quantize = _command(
+        commands, "quantize", _quantize, "write a bundle with weights of few bits", operands=("bundle",)
+    )
+    _flags(quantize, precision=str, layers=str, out=str)
+    quantize.set_defaults(flags=("bundle", *quantize.get_default("flags")))
     doctor = commands.add_parser("doctor", help=DOCTOR, description=DOCTOR)
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.set_defaults(run=_doctor)
@@ -183,6 +188,12 @@ def _convert(options: argparse.Namespace) -> None:
     size = (config.height, config.width)
     folder = convert(config.source, config.target, **told, size=size, replace=config.replace)
     print(json.dumps({"bundle": str(folder)}))
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    from sanawm_env.quantise import Quantize, run
+
+    print(json.dumps(run(_build(Quantize, "quantize", options))))
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -25,12 +25,14 @@ from sanawm_env.config import from_mapping
 from sanawm_env.hub import cached_repository, cached_snapshot
 from sanawm_env.kernels.backend import fused_obstacle, native_bf16
 from sanawm_env.model.autoencoder import Autoencoder
+from sanawm_env.model.checkpoint import bytes_of
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.offload import Offload, resident_bytes
 from sanawm_env.model.public_keys import Variant
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.refiner_state import RefinerConfig
+from sanawm_env.placement import find_device
 from sanawm_env.released import released_config
 from sanawm_env.sana_wm import REFINERS, SOURCES, STREAMING, TEXT_ENCODER
 from sanawm_env.world import WorldModel
@@ -92,7 +94,7 @@ RELEASES: dict[str, tuple[Part, ...]] = {
 
 def examine(bench: Path = BENCH) -> dict[str, Any]:
     """Everything `sanawm doctor` tells, as JSON: sizes in bytes unless the key ends in _gb. bench: table of speeds."""
-    device = bundle.find_device(None)
+    device = find_device(None)
     gpus, reason = _gpus()
     memory = _memory()
     free = gpus[0]["memory_free_bytes"] if gpus else memory["available_bytes"]
@@ -139,7 +141,7 @@ def requirements() -> list[dict[str, Any]]:
             parts: dict[str, nn.Module] = {"denoiser": denoiser, "autoencoder": autoencoder}
             parts |= {} if refined is None else {"refiner": refined}
             for precision, dtype in PRECISIONS.items():
-                count: dict[str, Any] = {part: _bytes_of(module.to(dtype)) for part, module in parts.items()}
+                count: dict[str, Any] = {part: bytes_of(module.to(dtype)) for part, module in parts.items()}
                 state = model.empty_state(1).nbytes()
                 count |= {"state": state, "total": sum(count.values()) + state["total"]}
                 least = {
@@ -277,10 +279,6 @@ def _cached(name: str, parts: Sequence[Part]) -> dict[str, Any]:
 
 def _bytes_below(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _bytes_of(module: nn.Module) -> int:
-    return sum(x.nbytes for x in module.state_dict().values())
 
 
 def _verdict(row: Mapping[str, Any], free: int | None, host: int | None) -> dict[str, Any]:

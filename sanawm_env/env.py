@@ -10,11 +10,12 @@ import gymnasium
 import numpy as np
 
 from sanawm_env.actions import ActionMap
-from sanawm_env.bundle import Precision, open_model
+from sanawm_env.bundle import open_model
 from sanawm_env.config import from_mapping
 from sanawm_env.episodes import EnvConfig, Episodes
 from sanawm_env.errors import ConfigError, LifecycleError, SceneError
 from sanawm_env.model.offload import Offload
+from sanawm_env.placement import Precision
 from sanawm_env.snapshot import Snapshot
 from sanawm_env.spaces import action_space, check_choice, observation_space
 from sanawm_env.start import check_seed, read_options

@@ -23,6 +23,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.rooms import BenchRooms
     from sanawm_env.benchmarks.sana_wm import BenchSanaWM
     from sanawm_env.demo import DemoConfig
+    from sanawm_env.quantise import Quantize
     from sanawm_env.training.autoencoder import AutoencoderTraining
     from sanawm_env.training.denoiser import DenoiserTraining
 
@@ -31,6 +32,7 @@ def config_classes() -> dict[str, type]:
         "eval_rooms": EvalRooms,
         "bench_rooms": BenchRooms,
         "convert": Convert,
+        "quantize": Quantize,
         "bench_sana_wm": BenchSanaWM,
         "train_rooms_autoencoder": AutoencoderTraining,
         "train_rooms_denoiser": DenoiserTraining,
@@ -59,6 +61,8 @@ def test_yaml_composes_and_builds(command: str) -> None:
         return
     if command == "convert":
         mapping |= {"source": "released", "target": "ours", "variant": "distilled"}  # which have no default
+    if command == "quantize":
+        mapping |= {"bundle": "rooms", "out": "ours"}
     if command.startswith("train_"):
         mapping = {key: value for key, value in mapping.items() if key not in STAGE_KEYS}
     from_mapping(config_classes()[command], mapping)
