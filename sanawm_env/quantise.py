@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from sanawm_env import bundle
-from sanawm_env.errors import BackendError, BundleError, ConfigError
-from sanawm_env.model.checkpoint import bytes_of
-from sanawm_env.model.quantised import LayerList, LowPrecision, Quantisation
+from sanawm_env.errors import BundleError, ConfigError
+from sanawm_env.model.quantised import LayerList, LowPrecision, Quantisation, weight_bytes
 from sanawm_env.placement import Placement, find_device
+from sanawm_env.requirements import executions
 from sanawm_env.world import WorldModel
 
 CPU = torch.device("cpu")
@@ -74,22 +74,13 @@ def run(config: Quantize) -> dict[str, Any]:
         shard_bytes=max(file["bytes"] for file in told["files"].values()),
         licence=told["licence"],
     )
-    wide, count = bytes_of(model.denoiser) * 2 // model.dtype.itemsize, bytes_of(low.denoiser.bfloat16())
+    count = weight_bytes(model.config.denoiser, chosen)
     return {
         "bundle": str(folder),
         "precision": config.precision,
         "list": config.layers,
         "layers": len(bundle.description(folder)["quantisation"]["layers"]),
         "denoiser_bytes": count,
-        "share_of_bf16": round(count / wide, 4),
-        "runs_here_as": _runs_as(chosen),
+        "share_of_bf16": round(count / weight_bytes(model.config.denoiser), 4),
+        "runs_here_as": executions(find_device(None))[config.precision],
     }
-
-
-def _runs_as(quantisation: Quantisation) -> str:
-    device = find_device(None)
-    try:
-        quantisation.check_runs(device)
-    except BackendError as error:
-        return " ".join(str(error).split())
-    return quantisation.execution(device)

@@ -23,6 +23,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.rooms import BenchRooms
     from sanawm_env.benchmarks.sana_wm import BenchSanaWM
     from sanawm_env.demo import DemoConfig
+    from sanawm_env.evaluation.parity import EvalPrecisionParity
     from sanawm_env.quantise import Quantize
     from sanawm_env.training.autoencoder import AutoencoderTraining
     from sanawm_env.training.denoiser import DenoiserTraining
@@ -33,6 +34,7 @@ def config_classes() -> dict[str, type]:
         "bench_rooms": BenchRooms,
         "convert": Convert,
         "quantize": Quantize,
+        "eval_precision_parity": EvalPrecisionParity,
         "bench_sana_wm": BenchSanaWM,
         "train_rooms_autoencoder": AutoencoderTraining,
         "train_rooms_denoiser": DenoiserTraining,
@@ -47,7 +49,7 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
     assert {path.stem for path in FOLDER.glob("*.yaml")} == {*config_classes(), "train_smoke"}
 
 
-@pytest.mark.parametrize("command", ["demo", "eval_rooms", "bench_rooms", "bench_sana_wm"])
+@pytest.mark.parametrize("command", ["demo", "eval_rooms", "eval_precision_parity", "bench_rooms", "bench_sana_wm"])
 def test_yaml_shows_every_key(command: str) -> None:
     cls = config_classes()[command]
     assert set(compose(command, [])) == keys(cls)

@@ -11,9 +11,13 @@ BLOCK = 16
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 LARGEST, LARGEST_SCALE = 6.0, 448.0
 SMALLEST_SCALE = 2.0**-9  # of e4m3, subnormal: a smaller one would round to 0 and lose its block
+# Scales to try for a block, in steps of e4m3 from the one that takes its largest value to 6: up to where that value
+# becomes 4, which leaves finer steps below it, and down to where it is cut a little.
+STEPS = range(-2, 6)
+FIRST_CODE, LAST_CODE = 1, 126  # of e4m3's positive numbers
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quantise(weight: Tensor, *, fitted: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """As the package's `quantise`."""
     blocks = weight.float().unflatten(-1, (-1, BLOCK))
     tensor_scale = weight.float().abs().amax() / (LARGEST * LARGEST_SCALE)
@@ -22,21 +26,41 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scales = blocks.abs().amax(-1) / (LARGEST * tensor_scale)
     scales = torch.where(scales > 0, scales, torch.ones_like(scales))
     scales = scales.clamp(SMALLEST_SCALE, LARGEST_SCALE).to(torch.float8_e4m3fn)
+    if fitted:
+        scales = _fitted(blocks, scales, tensor_scale)
     codes = _encode(blocks / (scales.float() * tensor_scale)[..., None]).flatten(-2)
     return codes[..., ::2] | codes[..., 1::2] << 4, scales, tensor_scale
 
 
 def dequantise(codes: Tensor, scales: Tensor, tensor_scale: Tensor) -> Tensor:
     """As the package's `dequantise`."""
-    value = torch.tensor([*MAGNITUDES, *(-x for x in MAGNITUDES)], device=codes.device)
     pairs = torch.stack([codes & 15, codes >> 4], dim=-1)
-    levels = value[pairs.flatten(-2).int()].unflatten(-1, (-1, BLOCK))
+    levels = _decode(pairs.flatten(-2)).unflatten(-1, (-1, BLOCK))
     return (levels * (scales.float() * tensor_scale)[..., None]).flatten(-2)
 
 
 def linear(x: Tensor, codes: Tensor, scales: Tensor, tensor_scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """As the package's `linear`."""
     return functional.linear(x, dequantise(codes, scales, tensor_scale).to(x.dtype), bias)
+
+
+def _fitted(blocks: Tensor, scales: Tensor, tensor_scale: Tensor) -> Tensor:
+    """Of the scales to try, each block's [N, K / 16] with the least squared error, the first of equal ones."""
+    start = scales.view(torch.uint8).int()
+    best, least = scales, torch.full(scales.shape, torch.inf, device=scales.device)
+    for step in STEPS:
+        tried = (start + step).clamp(FIRST_CODE, LAST_CODE).to(torch.uint8).view(torch.float8_e4m3fn)
+        factor = (tried.float() * tensor_scale)[..., None]
+        error = (_decode(_encode(blocks / factor)) * factor - blocks).square().sum(-1)
+        better = error < least
+        least = torch.where(better, error, least)
+        best = torch.where(better, tried.view(torch.uint8), best.view(torch.uint8)).view(torch.float8_e4m3fn)
+    return best
+
+
+def _decode(codes: Tensor) -> Tensor:
+    """Value, fp32, of each code."""
+    return torch.tensor([*MAGNITUDES, *(-x for x in MAGNITUDES)], device=codes.device)[codes.int()]
 
 
 def _encode(x: Tensor) -> Tensor:

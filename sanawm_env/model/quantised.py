@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from sanawm_env.errors import BundleError, ConfigError, nearest
 from sanawm_env.kernels import fp8, nvfp4
 from sanawm_env.kernels.backend import resolve
-from sanawm_env.model.checkpoint import listed
+from sanawm_env.model.checkpoint import bytes_of, listed
+from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.feed_forward import token_matrix
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class NVFP4Linear(QuantisedLinear):
 
     @classmethod
     def quantise(cls, weight: Tensor) -> dict[str, Tensor]:
-        return dict(zip(cls.exact, nvfp4.quantise(weight), strict=True))
+        return dict(zip(cls.exact, nvfp4.quantise(weight, fitted=True), strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         return nvfp4.linear(x, self.weight, self.weight_scale, self.weight_scale_2, self.bias, backend=self.backend)
@@ -177,6 +178,17 @@ def replace_layers(denoiser: Denoiser, quantisation: Quantisation) -> None:
             bias = None if layer.bias is None else torch.empty_like(layer.bias)
         denoiser.set_submodule(name, kind(stored, bias, "reference" if quantisation.simulated else "auto"))
     denoiser.quantisation = quantisation
+
+
+def weight_bytes(config: DenoiserConfig, quantisation: Quantisation | None = None) -> int:
+    """Bytes of a denoiser's weights: in bf16 all that `quantisation` does not name. Nothing is allocated."""
+    from sanawm_env.model.denoiser import Denoiser
+
+    with torch.device("meta"):
+        denoiser = Denoiser(config).bfloat16()
+    if quantisation is not None:
+        replace_layers(denoiser, quantisation)
+    return bytes_of(denoiser)
 
 
 def exact_names(denoiser: nn.Module) -> set[str]:

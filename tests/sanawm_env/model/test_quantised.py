@@ -24,6 +24,7 @@ from sanawm_env.model.quantised import (
     layer_names,
     quantising,
     replace_layers,
+    weight_bytes,
 )
 
 CPU = torch.device("cpu")
@@ -83,13 +84,11 @@ def test_what_a_model_lacks_or_cannot_block_is_left_out() -> None:
     ],
 )
 def test_bytes_of_the_released_model(precision: LowPrecision, layers: LayerList, share: float, bound: float) -> None:
-    denoiser = empty(DenoiserConfig())
-    wide = bytes_of(denoiser)
+    wide = weight_bytes(DenoiserConfig())
+    low = weight_bytes(DenoiserConfig(), Quantisation(precision=precision, layers=layers))
     assert wide == pytest.approx(2 * 2_661_800_448, rel=1e-4)
-    replace_layers(denoiser, Quantisation(precision=precision, layers=layers))
-    assert all(x.is_meta for x in denoiser.state_dict().values())
-    assert bytes_of(denoiser) / wide == pytest.approx(share, abs=1e-4)
-    assert bytes_of(denoiser) <= bound * wide
+    assert low / wide == pytest.approx(share, abs=1e-4)
+    assert low <= bound * wide
 
 
 def error(low: Tensor, high: Tensor) -> float:
@@ -106,7 +105,7 @@ def test_each_layer_multiplies_what_it_stores(precision: LowPrecision) -> None:
         x = torch.randn(2, 3, matrix.shape[1])
         bias = stands_for.bias
         if precision == "nvfp4":
-            wanted = nvfp4.linear(x, *nvfp4.quantise(matrix), bias)
+            wanted = nvfp4.linear(x, *nvfp4.quantise(matrix, fitted=True), bias)
         else:
             wanted = fp8.linear(x, *fp8.quantise(matrix), bias, backend="reference")
         assert torch.equal(layer(x), wanted), name
@@ -116,6 +115,9 @@ def test_each_layer_multiplies_what_it_stores(precision: LowPrecision) -> None:
 @BOTH
 def test_what_is_not_listed_stays_as_it_is(precision: LowPrecision) -> None:
     source = plain()
+    denoiser = quantised(source, precision, "default")
+    stored = Quantisation(precision=precision)
+    assert bytes_of(denoiser.bfloat16()) == weight_bytes(source.config, stored)
     denoiser = quantised(source, precision, "default")
     low, high = denoiser.state_dict(), source.state_dict()
     replaced = {f"{name}.weight" for name in layer_names(source, "default")}
