@@ -145,7 +145,8 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
     """One world that an agent steps a chunk of F frames at a time.
 
     bundle: name or folder of a world model, which all environments of a process share, or a `WorldModel`. device: where
-    to run it, the best there is if None. precision: "auto", "bf16" or "fp32". offload: None, or "parts" or "blocks" of
+    to run it, the best there is if None. precision: "auto", "bf16", "fp32", or "fp8" and
+    "nvfp4" of `sanawm_env.load`, of which `model.execution` says what runs. offload: None, or "parts" or "blocks" of
     `bundle.load`. render_mode: None, "rgb_array" (the newest frame) or "rgb_array_list" (all frames since the last
     call); to watch live, wrap the environment in `wrappers.viewer.RerunViewer`. options: the fields of
     `episodes.EnvConfig`: action_map, action_options, action_mode, observation, frames, task, horizon, strict.

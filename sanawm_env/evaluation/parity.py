@@ -24,6 +24,8 @@ from sanawm_env.world import WorldModel, initial, step
 
 # Decibels by which a low precision may be worse than the high one.
 LIMIT_DB = 0.3
+# Degrees or metres: the search for a pose resolves no less.
+FINEST = 1e-3
 MEASURES = {"psnr": "psnr_db", "degrees": "pose_error_degrees", "metres": "pose_error_metres"}
 
 
@@ -66,9 +68,9 @@ def parity(high: WorldModel, low: WorldModel, *, scenes: int = 8, chunks: int = 
     """Two models of the same weights on held-out rooms, as a mapping that JSON can hold.
 
     Both go on from one snapshot, taken at the first picture, with the same noise along the same path. A row a chunk,
-    "high" and "low" means over scenes: latent_error, the norm of the difference of the chunk's latents over that of the
-    high ones; of its last frame against the truth, psnr_db on the pixels that the first frame shows, and
-    pose_error_degrees and pose_error_metres, the distance of the frame's best-fitting pose from the one asked for.
+    over scenes: latent_error, the norm of the difference of the chunk's latents over that of the high ones, mean; of
+    its last frame against the truth, psnr_db on the pixels that the first frame shows, mean, and pose_error_degrees and
+    pose_error_metres, the distance of the frame's best-fitting pose from the one asked for, medians.
     gap_db: by how much "low" is worse over all chunks, errors of poses as 20 log10 of their quotient; passed: whether
     none exceeds 0.3. StateError when the models are not of the same weights.
     """
@@ -153,15 +155,21 @@ def _latent_error(low: Tensor, high: Tensor) -> Tensor:
 def _row(values: Mapping[str, Tensor]) -> dict[str, Any]:
     row: dict[str, Any] = {"latent_error": round(mean_where_finite(values["latent_error"]), 6)}
     for measure, label in MEASURES.items():
-        means = {side: mean_where_finite(values[f"{side}_{measure}"]) for side in ("high", "low")}
-        row[label] = {side: None if math.isnan(mean) else round(mean, 4) for side, mean in means.items()}
+        told = {side: _middle(measure, values[f"{side}_{measure}"]) for side in ("high", "low")}
+        row[label] = {side: None if math.isnan(value) else round(value, 4) for side, value in told.items()}
     return row
 
 
 def _gaps(chunks: list[dict[str, Tensor]]) -> dict[str, float]:
     """By how many dB the low precision is worse over all chunks and scenes, a measure at a time."""
-    means = {name: mean_where_finite(torch.cat([values[name] for values in chunks])) for name in chunks[0]}
-    worse = {"psnr": means["high_psnr"] - means["low_psnr"]}
-    return worse | {
-        name: 20 * math.log10(means[f"low_{name}"] / means[f"high_{name}"]) for name in ("degrees", "metres")
-    }
+    told = {name: torch.cat([values[name] for values in chunks]) for name in chunks[0]}
+    high, low = ({name: _middle(name, told[f"{side}_{name}"]) for name in MEASURES} for side in ("high", "low"))
+    poses = {name: 20 * math.log10(max(low[name], FINEST) / max(high[name], FINEST)) for name in ("degrees", "metres")}
+    return {"psnr": high["psnr"] - low["psnr"]} | poses
+
+
+def _middle(measure: str, values: Tensor) -> float:
+    """The mean of a PSNR, the median of errors of poses: where little of the first frame is left in view, the search
+    for a frame's pose ends anywhere in either precision, and a few such frames would be all that a mean shows.
+    """
+    return mean_where_finite(values) if measure == "psnr" else float(values.median())
