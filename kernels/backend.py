@@ -19,6 +19,8 @@ Resolved = Literal["reference", "fused"]
 BACKENDS = ("auto", "reference", "fused")
 # Triton compiles for compute capability 8.0 (Ampere) and newer.
 MIN_CAPABILITY = (8, 0)
+# Ada; Hopper and Blackwell follow.
+FP8_CAPABILITY = (8, 9)
 
 _log = logging.getLogger("sanawm_env.kernels")
 
@@ -64,6 +66,16 @@ def fused_obstacle(device: torch.device) -> str:
     capability = torch.cuda.get_device_capability(device)
     if capability < MIN_CAPABILITY:
         return f"compute capability {capability[0]}.{capability[1]} is below {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
+    return ""
+
+
+def fp8_obstacle(device: torch.device) -> str:
+    """Why 8-bit floats cannot be multiplied on `device`; empty where they can."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return "torch multiplies 8-bit floats with a scale a row on NVIDIA cards only"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]} is below {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]}"
     return ""
 
 

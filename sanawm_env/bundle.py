@@ -6,37 +6,45 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sanawm_env.config import from_mapping
-from sanawm_env.errors import BackendError, BundleError, ConfigError, StorageError, nearest
-from sanawm_env.kernels.backend import native_bf16
+from sanawm_env.errors import BundleError, ConfigError, StorageError, nearest
 from sanawm_env.model import causal_video
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.checkpoint import SHARD_BYTES, differences, fill, read_weights, shapes_of, write_weights
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.offload import Offload, home, offload_part
+from sanawm_env.model.quantised import (
+    LayerList,
+    check_layers,
+    described,
+    exact_names,
+    quantising,
+    read_described,
+    replace_layers,
+)
+from sanawm_env.placement import Placement, Precision, find_device, place
 from sanawm_env.world import WorldModel
 
 EMBEDDED = Path(__file__).parent / "bundles"
 DESCRIPTION = "bundle.json"
-FORMAT = 1
+# The second has a quantised denoiser.
+PLAIN, QUANTISED = 1, 2
 LICENCE = "Apache-2.0"
 AGAIN = "install or download the bundle again."
-Precision = Literal["auto", "bf16", "fp32"]
 
-_loaded: dict[tuple[str, str, str, torch.dtype, Offload | None], WorldModel] = {}
+_loaded: dict[tuple[str, str, Placement], WorldModel] = {}
 _lock = threading.Lock()
 
 
@@ -46,22 +54,29 @@ def load(
     device: torch.device | str | None = None,
     precision: Precision = "auto",
     offload: Offload | None = None,
+    layers: LayerList | None = None,
+    simulate: bool = False,
 ) -> WorldModel:
     """The world model of an embedded bundle's name or of a bundle's folder; loaded once a process, then shared.
 
-    device: see `find_device`. precision: "auto" is bf16 where the device multiplies it natively, fp32 elsewhere.
-    offload: see `find_offload`.
-    BundleError: an unknown name, a missing or damaged file, a bundle of another format.
+    device: see `placement.find_device`. precision: "auto" is bf16 where the device multiplies it natively, fp32
+    elsewhere, and what a quantised bundle holds; "fp8" (weights and products in 8 bits, NVIDIA from capability 8.9) and
+    "nvfp4" (weights in 4.5 bits) quantise the denoiser's large layers while they are read. offload: see
+    `placement.find_offload`. layers: which of them, "default" if None, or "max" for the camera's projections and the
+    temporal convolutions too. simulate: FP8 where there is no such product, slowly, by one that rounds the same;
+    `model.execution` says so. BundleError: an unknown name, a missing or damaged file, a bundle of another format.
+    BackendError: a device that cannot run the precision.
     """
     folder = _folder(name_or_path)
-    target = find_device(device)
-    dtype = find_dtype(precision, target)
-    moved = find_offload(offload, target)
-    description, fingerprint = _read_description(folder)
-    key = (str(folder), fingerprint, str(target), dtype, moved)
+    told, fingerprint = _read_description(folder)
+    precision, layers = _as_stored(folder, told, precision, layers)
+    wanted = place(device, precision, offload, layers, simulate=simulate)
+    if wanted.quantisation is not None:
+        wanted.quantisation.check_runs(wanted.device)
+    key = (str(folder), fingerprint, wanted)
     with _lock:
         if key not in _loaded:
-            _loaded[key] = _build(folder, description, fingerprint, target, dtype, moved)
+            _loaded[key] = _build(folder, told, fingerprint, wanted)
         return _loaded[key]
 
 
@@ -86,48 +101,6 @@ def open_model(
     return bundle
 
 
-def find_device(device: torch.device | str | None) -> torch.device:
-    """The device "cpu", "cuda" or "cuda:N"; None takes CUDA where there is one.
-
-    ConfigError: any other name (worlds need float64, which not every device of torch has). BackendError: a CUDA device
-    that torch does not see.
-    """
-    count = torch.cuda.device_count()
-    if device is None:
-        return torch.device("cuda" if count else "cpu")
-    name = re.fullmatch("cpu|cuda(?::(0|[1-9][0-9]*))?", str(device))
-    if name is None:
-        raise ConfigError(f"device is {device!r}; allowed is 'cpu', 'cuda' (a GPU), 'cuda:N', or None for the best.")
-    if str(device) != "cpu" and int(name[1] or 0) >= count:
-        remedy = f"use 'cuda:0' .. 'cuda:{count - 1}'" if count else 'use device="cpu", or a CUDA build of torch'
-        raise BackendError(f"device is {str(device)!r}, torch sees {count} CUDA device(s); {remedy}.")
-    return torch.device(name[0])
-
-
-def find_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The number format of a precision: "bf16", "fp32", or "auto" for the one that suits the device. ConfigError: any
-    other name.
-    """
-    if precision not in ("auto", "bf16", "fp32"):
-        raise ConfigError(f"precision is {precision!r}; {nearest(precision, ('auto', 'bf16', 'fp32'))}")
-    if precision == "auto":
-        return torch.bfloat16 if native_bf16(device) else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def find_offload(offload: Offload | None, device: torch.device) -> Offload | None:
-    """What is moved onto a device only while it computes: nothing (None), the "parts" of a world one after another, or
-    each transformer block by itself too ("blocks"). Always None on a CPU, whose memory the weights are in already.
-    ConfigError: any other name.
-    """
-    if offload not in (None, *get_args(Offload)):
-        raise ConfigError(
-            f"offload is {offload!r}, allowed is None (all weights stay on the device), 'parts' or 'blocks' (least "
-            "memory, slowest)."
-        )
-    return None if device.type == "cpu" else offload
-
-
 def check_target(directory: str | Path, replace: bool) -> Path:
     """The folder in which a bundle may be written. BundleError when something is there already."""
     target = Path(directory)
@@ -148,7 +121,8 @@ def save(
 ) -> Path:
     """Writes a bundle, whole or not at all, and returns its folder.
 
-    provenance: where the weights come from, as JSON. bits: of large matrices, 8, 16 or 32 (checkpoint.py). replace:
+    provenance: where the weights come from, as JSON. bits: of large matrices, 8, 16 or 32 (checkpoint.py), those of
+    quantised layers apart, which stay as they are. replace:
     whether a bundle in `directory` may be replaced. shard_bytes: size of a weight file. licence: of the weights.
     BundleError when something is there already, StorageError when the disk refuses.
     """
@@ -162,7 +136,7 @@ def save(
             names += write_weights(
                 partial, "autoencoder", model.autoencoder.state_dict(), bits=bits, shard_bytes=shard_bytes
             )
-            told = _described(partial, names, model.config, bits) | {"licence": licence, "provenance": provenance}
+            told = _described(partial, names, model, bits) | {"licence": licence, "provenance": provenance}
             (partial / DESCRIPTION).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
             _put_in_place(partial, target)
     except (OSError, SafetensorError) as error:
@@ -185,22 +159,25 @@ def assemble(
     config: WorldConfig,
     parts: Mapping[str, nn.Module],
     read: Mapping[str, Callable[[str], Tensor]],
-    device: torch.device,
-    dtype: torch.dtype,
+    placement: Placement,
     fingerprint: str,
-    offload: Offload | None = None,
 ) -> WorldModel:
-    """The world of `empty_parts` filled with weights, which `read` returns by part and name. offload: as `find_offload`
-    gives it.
+    """The world of `empty_parts` filled with weights, which `read` returns by part and name; they are quantised on the
+    way if `placement` says so and the denoiser's layers are not replaced already.
     """
     denoiser, autoencoder = parts["denoiser"], parts["autoencoder"]
     assert isinstance(denoiser, Denoiser)
     assert isinstance(autoencoder, Autoencoder)
-    fill(denoiser, read["denoiser"], home(offload, device), dtype)
-    fill(autoencoder, read["autoencoder"], home(offload, device), dtype)
+    weights = read["denoiser"]
+    if placement.quantisation is not None and denoiser.quantisation is None:
+        replace_layers(denoiser, placement.quantisation)
+        weights = quantising(denoiser, weights, placement.device)
+    lying = home(placement.offload, placement.device)
+    fill(denoiser, weights, lying, placement.dtype, exact=exact_names(denoiser))
+    fill(autoencoder, read["autoencoder"], lying, placement.dtype)
     causal_video.lay_out(autoencoder.vae)
-    offload_part(denoiser, offload, device)
-    offload_part(autoencoder, offload, device)
+    for part in (denoiser, autoencoder):
+        offload_part(part, placement.offload, placement.device)
     return WorldModel(config, denoiser, autoencoder, fingerprint)
 
 
@@ -228,8 +205,11 @@ def _read_description(folder: Path) -> tuple[dict[str, Any], str]:
         config, files, version = told["config"], told["files"], told["format"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BundleError(f"{path} is damaged ({type(error).__name__}: {error}); {AGAIN}") from error
-    if version != FORMAT:
-        raise BundleError(f"{path} has format {version}, this version reads {FORMAT}; install a matching sanawm-env.")
+    if version != (QUANTISED if "quantisation" in told else PLAIN):
+        raise BundleError(
+            f"{path} has format {version}, this version reads {PLAIN}, and {QUANTISED} of quantised weights; install a "
+            "matching sanawm-env."
+        )
     return told, _fingerprint(config, files)
 
 
@@ -238,18 +218,34 @@ def _fingerprint(config: Any, files: Any) -> str:
     return hashlib.sha256(json.dumps([config, files], sort_keys=True).encode()).hexdigest()
 
 
-def _build(
-    folder: Path,
-    told: dict[str, Any],
-    fingerprint: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    offload: Offload | None,
-) -> WorldModel:
+def _as_stored(
+    folder: Path, told: dict[str, Any], precision: Precision, layers: LayerList | None
+) -> tuple[Precision, LayerList | None]:
+    """The precision and list to load: those of a quantised bundle where it is one. ConfigError: others are asked for
+    of it.
+    """
+    if "quantisation" not in told:
+        return precision, layers
+    stored = read_described(told["quantisation"], str(folder / DESCRIPTION))
+    if precision not in ("auto", stored.precision) or layers not in (None, stored.layers):
+        asked = f"precision {precision!r}" + ("" if layers is None else f" and layers {layers!r}")
+        raise ConfigError(
+            f"{folder} was asked for with {asked}, but holds {stored.precision} weights of the list {stored.layers!r}; "
+            "pass 'auto', or load the bundle that it was made from."
+        )
+    return stored.precision, stored.layers
+
+
+def _build(folder: Path, told: dict[str, Any], fingerprint: str, placement: Placement) -> WorldModel:
     config = _config(folder, told["config"])
     for name, expected in told["files"].items():
         _verify(folder / name, expected)
     parts = empty_parts(config)
+    if "quantisation" in told:
+        denoiser = parts["denoiser"]
+        assert isinstance(denoiser, Denoiser) and placement.quantisation is not None
+        check_layers(told["quantisation"]["layers"], denoiser, placement.quantisation, str(folder / DESCRIPTION))
+        replace_layers(denoiser, placement.quantisation)
     read: dict[str, Callable[[str], Tensor]] = {}
     for stem, module in parts.items():
         weights = read_weights(folder / name for name in told["files"] if name.startswith(f"{stem}-"))
@@ -257,7 +253,7 @@ def _build(
         if mismatch:
             raise BundleError(f"{folder}: the {stem}'s weights do not fit its config ({mismatch}); {AGAIN}")
         read[stem] = weights.__getitem__
-    model = assemble(config, parts, read, device, dtype, fingerprint, offload)
+    model = assemble(config, parts, read, placement, fingerprint)
     model.licence = str(told.get("licence", ""))
     return model
 
@@ -286,9 +282,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _described(folder: Path, names: list[str], config: WorldConfig, bits: int) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
+def _described(folder: Path, names: list[str], model: WorldModel, bits: int) -> dict[str, Any]:
+    config, quantisation = model.config, described(model.denoiser)
+    kind = {"format": PLAIN} if quantisation is None else {"format": QUANTISED, "quantisation": quantisation}
+    return kind | {
         "name": config.name,
         "fps": config.fps,
         "frame": {"height": config.height, "width": config.width, "intrinsics": list(config.intrinsics)},

@@ -82,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
     rooms = _command(evaluate, "rooms", _eval_rooms, "on held-out rooms and drives")
     _flags(rooms, scenes=int, seed=int, device=str, bundle=str, sheet=str)
     rooms.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parity = _command(evaluate, "precision-parity", _eval_parity, "what a low precision costs, chunk by chunk")
+    _flags(parity, precision=str, layers=str, scenes=int, chunks=int, seed=int, device=str, bundle=str)
+    parity.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     bench = _subjects(commands, "bench", "speed and memory")
     rooms = _command(bench, "rooms", _bench_rooms, "frames/s, latency and memory of the Rooms world")
     _flags(rooms, device=str, bundle=str, chunks=int, out=str)
@@ -98,6 +101,11 @@ def parser() -> argparse.ArgumentParser:
     _flags(convert, variant=str, revision=str, autoencoder=str)
     convert.set_defaults(flags=("source", "target", *convert.get_default("flags")))
     _stores(commands)
+    quantize = _command(
+        commands, "quantize", _quantize, "write a bundle with weights of few bits", operands=("bundle",)
+    )
+    _flags(quantize, precision=str, layers=str, out=str)
+    quantize.set_defaults(flags=("bundle", *quantize.get_default("flags")))
     doctor = commands.add_parser("doctor", help=DOCTOR, description=DOCTOR)
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.set_defaults(run=_doctor)
@@ -165,6 +173,16 @@ def _eval_rooms(options: argparse.Namespace) -> None:
 
     report = run(_build(EvalRooms, "eval_rooms", options))
     print(json.dumps(report) if options.json else summary(report))
+
+
+def _eval_parity(options: argparse.Namespace) -> None:
+    from sanawm_env.evaluation.parity import EvalPrecisionParity, run
+    from sanawm_env.evaluation.summary import parity_summary
+
+    report = run(_build(EvalPrecisionParity, "eval_precision_parity", options))
+    print(json.dumps(report) if options.json else parity_summary(report))
+    if not report["passed"]:
+        sys.exit(1)
 
 
 def _bench_rooms(options: argparse.Namespace) -> None:
@@ -248,6 +266,12 @@ def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(done - bar.n)
 
         yield show
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    from sanawm_env.quantise import Quantize, run
+
+    print(json.dumps(run(_build(Quantize, "quantize", options))))
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -14,26 +14,17 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
-from torch import nn
 
 from sanawm_env import bundle
 from sanawm_env.benchmarks.machine import machine
-from sanawm_env.config import from_mapping
 from sanawm_env.hub import cached_repository, cached_snapshot
 from sanawm_env.kernels.backend import fused_obstacle, native_bf16
-from sanawm_env.model.autoencoder import Autoencoder
-from sanawm_env.model.config import WorldConfig
-from sanawm_env.model.denoiser import Denoiser
-from sanawm_env.model.offload import Offload, resident_bytes
-from sanawm_env.model.public_keys import Variant
-from sanawm_env.model.refiner import Refiner
-from sanawm_env.model.refiner_state import RefinerConfig
-from sanawm_env.released import released_config
-from sanawm_env.sana_wm import REFINERS, SOURCES, STREAMING, TEXT_ENCODER
-from sanawm_env.world import WorldModel
+from sanawm_env.placement import find_device
+from sanawm_env.requirements import executions, requirements
+from sanawm_env.sana_wm import SOURCES, STREAMING, TEXT_ENCODER
 
 BIDIRECTIONAL, TEACHER = SOURCES["bidirectional"], SOURCES["teacher"]
 DIFFUSERS = "Efficient-Large-Model/SANA-WM_bidirectional-diffusers"
@@ -42,7 +33,6 @@ BENCH = Path("outputs/bench/sana_wm.jsonl")
 BROUGHT = Path(__file__).parent / "benchmarks" / "measured.json"
 # Rows of that table about one chunk, and the key of each that holds milliseconds. The refiner's comes on top.
 MEASURED = {"distilled.decoded": "chunk_ms", "distilled.latents": "chunk_ms", "refiner.block": "ms"}
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LIBRARIES = ("torch", "triton", "diffusers", "transformers", "gymnasium", "huggingface-hub")
 # Optional packages of pyproject.toml by extra, and what each extra is for.
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -93,7 +83,7 @@ RELEASES: dict[str, tuple[Part, ...]] = {
 
 def examine(bench: Path = BENCH) -> dict[str, Any]:
     """Everything `sanawm doctor` tells, as JSON: sizes in bytes unless the key ends in _gb. bench: table of speeds."""
-    device = bundle.find_device(None)
+    device = find_device(None)
     gpus, reason = _gpus()
     memory = _memory()
     free = gpus[0]["memory_free_bytes"] if gpus else memory["available_bytes"]
@@ -110,6 +100,7 @@ def examine(bench: Path = BENCH) -> dict[str, Any]:
         "gpu": gpus,
         "no_gpu_because": reason,
         "kernels": fused_obstacle(device) or "Triton",
+        "precisions": executions(device),
         "versions": {name: _version(name) for name in LIBRARIES},
         "extras": {name: _extra(name) for name in EXTRAS},
         "hub": _hub(),
@@ -117,39 +108,6 @@ def examine(bench: Path = BENCH) -> dict[str, Any]:
         "fits": [row | _verdict(row, free, host) for row in requirements()],
         "seconds_a_chunk": _speeds(bench) or _speeds(BROUGHT),
     }
-
-
-def requirements() -> list[dict[str, Any]]:
-    """Bytes that each released world and Rooms keep in memory, by precision, with and without refiner.
-
-    bytes: denoiser, autoencoder, refiner, state of one world by part, and their total. offloaded: bytes that are on the
-    device at once, state included, by mode of offloading. Activations are not among them, nor is a text encoder, which
-    is there only while it reads a new prompt.
-    """
-    configs = {"rooms": from_mapping(WorldConfig, bundle.description("rooms")["config"])}
-    configs |= {variant: released_config(variant) for variant in get_args(Variant)}
-    with torch.device("meta"):
-        # Diffusers' defaults are the released refiner (spec rollout.md 8).
-        refiner = Refiner(RefinerConfig(), {})
-    rows = []
-    for name, config in configs.items():
-        with torch.device("meta"):
-            denoiser, autoencoder = Denoiser(config.denoiser), Autoencoder(config.autoencoder)
-        for refined in (None, refiner) if name in REFINERS else (None,):
-            model = WorldModel(config, denoiser, autoencoder, refiner=refined)
-            parts: dict[str, nn.Module] = {"denoiser": denoiser, "autoencoder": autoencoder}
-            parts |= {} if refined is None else {"refiner": refined}
-            for precision, dtype in PRECISIONS.items():
-                count: dict[str, Any] = {part: _bytes_of(module.to(dtype)) for part, module in parts.items()}
-                state = model.empty_state(1).nbytes()
-                count |= {"state": state, "total": sum(count.values()) + state["total"]}
-                least = {
-                    mode: max(resident_bytes(module, mode) for module in parts.values()) + state["total"]
-                    for mode in get_args(Offload)
-                }
-                row = {"world": name, "refiner": refined is not None, "precision": precision, "bytes": count}
-                rows.append(row | {"offloaded": least})
-    return rows
 
 
 def report(found: Mapping[str, Any]) -> str:
@@ -161,6 +119,7 @@ def report(found: Mapping[str, Any]) -> str:
         *(("GPU", _gpu_line(gpu)) for gpu in found["gpu"]),
         *([("GPU", f"none: {found['no_gpu_because']}")] if not found["gpu"] else []),
         ("kernels", "Triton" if found["kernels"] == "Triton" else f"plain torch ({found['kernels']})"),
+        *((f"precision {name}", runs) for name, runs in found["precisions"].items()),
         ("Hub cache", f"{hub['cache']}, {_size(hub['free_bytes'])} free{', offline' if hub['offline'] else ''}"),
         ("versions", ", ".join(f"{name} {version or '(missing)'}" for name, version in found["versions"].items())),
     ]
@@ -178,6 +137,7 @@ def report(found: Mapping[str, Any]) -> str:
         ],
         "Memory for one world (counted on the modules that are loaded)": [
             *_aligned(_fit_rows(found["fits"])),
+            "  fp8 and nvfp4: the denoiser's layers of the list 'default'; whether they run here is said above.",
             "  On top, not measured: working memory of a step or, for bidirectional and teacher, of a whole clip;",
             "  and, while a new prompt is read, its text encoder in bf16: Gemma 2 (4.9 GB as published), with the",
             "  refiner then Gemma 3 (12 B parameters).",
@@ -278,10 +238,6 @@ def _cached(name: str, parts: Sequence[Part]) -> dict[str, Any]:
 
 def _bytes_below(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _bytes_of(module: nn.Module) -> int:
-    return sum(x.nbytes for x in module.state_dict().values())
 
 
 def _verdict(row: Mapping[str, Any], free: int | None, host: int | None) -> dict[str, Any]:

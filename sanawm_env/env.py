@@ -10,11 +10,12 @@ import gymnasium
 import numpy as np
 
 from sanawm_env.actions import ActionMap
-from sanawm_env.bundle import Precision, open_model
+from sanawm_env.bundle import open_model
 from sanawm_env.config import from_mapping
 from sanawm_env.episodes import EnvConfig, Episodes
 from sanawm_env.errors import ConfigError, LifecycleError, SceneError
 from sanawm_env.model.offload import Offload
+from sanawm_env.placement import Precision
 from sanawm_env.snapshot import Snapshot
 from sanawm_env.spaces import action_space, check_choice, observation_space
 from sanawm_env.start import check_seed, read_options
@@ -151,7 +152,8 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
     """One world that an agent steps a chunk of F frames at a time.
 
     bundle: name or folder of a world model, which all environments of a process share, or a `WorldModel`. device: where
-    to run it, the best there is if None. precision: "auto", "bf16" or "fp32". offload: None, or "parts" or "blocks" of
+    to run it, the best there is if None. precision: "auto", "bf16", "fp32", or "fp8" and
+    "nvfp4" of `sanawm_env.load`, of which `model.execution` says what runs. offload: None, or "parts" or "blocks" of
     `bundle.load`. render_mode: None, "rgb_array" (the newest frame) or "rgb_array_list" (all frames since the last
     call); to watch live, wrap the environment in `wrappers.viewer.RerunViewer`. options: the fields of
     `episodes.EnvConfig`: action_map, action_options, action_mode, observation, frames, task, horizon, strict.

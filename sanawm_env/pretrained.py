@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from sanawm_env import bundle
-from sanawm_env.bundle import Precision
 from sanawm_env.errors import BundleError, ConfigError
 from sanawm_env.hub import missing, open_files
 from sanawm_env.layouts import HUB_AUTOENCODER, ORIGINAL_CONFIG, SCHEDULER_CONFIG, Chosen, choose, weights_in
@@ -40,6 +39,7 @@ from sanawm_env.model.public_keys import (
     denoiser_config,
     denoiser_names,
 )
+from sanawm_env.placement import Placement, Precision, place
 from sanawm_env.probe import check_camera
 from sanawm_env.released import SIZE, world_config
 from sanawm_env.world import WorldModel
@@ -68,13 +68,13 @@ def from_pretrained(
     What is missing is downloaded; `plan` tells it beforehand. BundleError: nothing is found, or tensors are missing,
     unexpected, of a wrong shape or not finite. Spec rollout.md 1 and 4, dit.md 1 and 2.
     """
-    target = bundle.find_device(device)
-    dtype = bundle.find_dtype(precision, target)
-    moved = bundle.find_offload(offload, target)
+    placement = place(device, precision, offload)
     chosen = choose(source, variant, revision, autoencoder)
     if chosen.layout.kind == "bundle":
-        return _our_bundle(chosen, target, precision, size, moved)
-    return _build(chosen, target, dtype, size, moved)
+        return _our_bundle(chosen, device, precision, size, offload)
+    if placement.quantisation is not None:
+        placement.quantisation.check_runs(placement.device)
+    return _build(chosen, placement, size)
 
 
 def plan(
@@ -106,7 +106,7 @@ def convert(
     chosen = choose(source, variant, revision, autoencoder)
     if chosen.layout.kind == "bundle":
         raise BundleError(f"{chosen.place.name} is a bundle already; load it with sanawm_env.load, or copy its folder.")
-    model = _build(chosen, torch.device("cpu"), torch.bfloat16, size)
+    model = _build(chosen, place("cpu", "bf16"), size)
     provenance = {
         "source": chosen.place.name,
         "commit": chosen.place.commit,
@@ -131,7 +131,11 @@ def open_saved(folder: Path) -> tuple[dict[str, Any], StoredWeights]:
 
 
 def _our_bundle(
-    chosen: Chosen, device: torch.device, precision: Precision, size: tuple[int, int], offload: Offload | None
+    chosen: Chosen,
+    device: torch.device | str | None,
+    precision: Precision,
+    size: tuple[int, int],
+    offload: Offload | None,
 ) -> WorldModel:
     paths = [place.path(name) for place, name in chosen.needed]
     model = bundle.load(paths[0].parent, device=device, precision=precision, offload=offload)
@@ -149,9 +153,7 @@ def _our_bundle(
     return model
 
 
-def _build(
-    chosen: Chosen, device: torch.device, dtype: torch.dtype, size: tuple[int, int], offload: Offload | None = None
-) -> WorldModel:
+def _build(chosen: Chosen, placement: Placement, size: tuple[int, int]) -> WorldModel:
     told = _told(chosen)
     read_config = autoencoder_config(_read_mapping(chosen.autoencoder_place.path(chosen.autoencoder_config)))
     if chosen.variant == "distilled" and not read_config.decoder_causal:
@@ -182,7 +184,7 @@ def _build(
             "again, with the config files that belong to it."
         )
     inspected = _Inspected(config, stored)
-    model = bundle.assemble(config, parts, inspected.readers, device, dtype, "", offload)
+    model = bundle.assemble(config, parts, inspected.readers, placement, "")
     if inspected.not_finite:
         raise BundleError(
             f"{len(inspected.not_finite)} tensors of {chosen.place.name} hold NaN or infinity "

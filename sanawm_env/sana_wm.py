@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from sanawm_env.bundle import Precision, find_offload
 from sanawm_env.env import SanaWMEnv
 from sanawm_env.errors import BundleError, ConfigError, SceneError
 from sanawm_env.hub import Files, missing, open_files, revision_in
@@ -20,6 +19,7 @@ from sanawm_env.model.offload import Offload, home, offload_part
 from sanawm_env.model.public_keys import Variant
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.refiner_state import RefinerConfig
+from sanawm_env.placement import Precision, find_offload
 from sanawm_env.planned_env import PlannedEnv
 from sanawm_env.pretrained import from_pretrained, open_saved, plan
 from sanawm_env.prompt_cache import PromptCache

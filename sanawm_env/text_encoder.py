@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from sanawm_env.bundle import find_device
 from sanawm_env.errors import BundleError, MissingExtraError
 from sanawm_env.hub import TOKENIZER_FILES, open_files
+from sanawm_env.placement import find_device
 from sanawm_env.text import TextEncoder, check_dtype
 
 ENCODERS = ("gemma2", "gemma3", "gemma3_text")
@@ -34,7 +34,7 @@ def load_encoder(
 ) -> TextEncoder:
     """A Gemma 2 or Gemma 3 text encoder with its tokenizer, through transformers (extra `sana`).
 
-    folder_or_hub_id, revision: see `find_encoder`. device: see `bundle.find_device`. dtype: bf16 or fp32 (fp16
+    folder_or_hub_id, revision: see `find_encoder`. device: see `placement.find_device`. dtype: bf16 or fp32 (fp16
     overflows in Gemma). tokenizer: its folder where that is another one, as in diffusers' layout. connectors: that of
     LTX-2's connectors, for the refiner. Only safetensors are read, and of a Gemma with vision only the text part is
     kept. MissingExtraError without transformers; ConfigError: a dtype or device not allowed; BundleError: an encoder

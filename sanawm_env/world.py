@@ -78,6 +78,16 @@ class WorldModel:
         return self.denoiser.dtype
 
     @property
+    def execution(self) -> str:
+        """What multiplies its large matrices: "bf16", "fp32", "fp8 scaled matmul", "nvfp4 weight-only (fused)" or
+        "(reference)", or, only where it was asked for, "fp8 simulated (reference)".
+        """
+        chosen = self.denoiser.quantisation
+        if chosen is not None:
+            return chosen.execution(self.device)
+        return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(self.dtype, str(self.dtype))
+
+    @property
     def reads_text(self) -> bool:
         """Whether its worlds start with an embedded prompt."""
         return self.config.denoiser.caption_channels is not None or self.refiner is not None

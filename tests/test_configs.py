@@ -23,6 +23,8 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.rooms import BenchRooms
     from sanawm_env.benchmarks.sana_wm import BenchSanaWM
     from sanawm_env.demo import DemoConfig
+    from sanawm_env.evaluation.parity import EvalPrecisionParity
+    from sanawm_env.quantise import Quantize
     from sanawm_env.training.autoencoder import AutoencoderTraining
     from sanawm_env.training.denoiser import DenoiserTraining
 
@@ -31,6 +33,8 @@ def config_classes() -> dict[str, type]:
         "eval_rooms": EvalRooms,
         "bench_rooms": BenchRooms,
         "convert": Convert,
+        "quantize": Quantize,
+        "eval_precision_parity": EvalPrecisionParity,
         "bench_sana_wm": BenchSanaWM,
         "train_rooms_autoencoder": AutoencoderTraining,
         "train_rooms_denoiser": DenoiserTraining,
@@ -45,7 +49,7 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
     assert {path.stem for path in FOLDER.glob("*.yaml")} == {*config_classes(), "train_smoke"}
 
 
-@pytest.mark.parametrize("command", ["demo", "eval_rooms", "bench_rooms", "bench_sana_wm"])
+@pytest.mark.parametrize("command", ["demo", "eval_rooms", "eval_precision_parity", "bench_rooms", "bench_sana_wm"])
 def test_yaml_shows_every_key(command: str) -> None:
     cls = config_classes()[command]
     assert set(compose(command, [])) == keys(cls)
@@ -59,6 +63,8 @@ def test_yaml_composes_and_builds(command: str) -> None:
         return
     if command == "convert":
         mapping |= {"source": "released", "target": "ours", "variant": "distilled"}  # which have no default
+    if command == "quantize":
+        mapping |= {"bundle": "rooms", "out": "ours"}
     if command.startswith("train_"):
         mapping = {key: value for key, value in mapping.items() if key not in STAGE_KEYS}
     from_mapping(config_classes()[command], mapping)

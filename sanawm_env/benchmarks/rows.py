@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sanawm_env.benchmarks.machine import peak_memory, percentiles, reset_peak, timed
 from sanawm_env.benchmarks.streaming import check_finite
-from sanawm_env.bundle import Precision, empty_parts, find_dtype
+from sanawm_env.bundle import empty_parts
 from sanawm_env.errors import ConfigError
 from sanawm_env.model import causal_video
 from sanawm_env.model.autoencoder import Autoencoder
@@ -22,6 +22,7 @@ from sanawm_env.model.config import WorldConfig, tiny_config
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.initialise import randomise
 from sanawm_env.model.public_keys import Variant
+from sanawm_env.placement import WidePrecision, find_dtype
 from sanawm_env.released import released_config
 from sanawm_env.world import WorldModel
 
@@ -60,7 +61,7 @@ class BenchSanaWM:
 
     size: Literal["full", "tiny"] = "full"
     device: str | None = None
-    precision: Precision = "auto"
+    precision: WidePrecision = "auto"
     parts: tuple[Part, ...] = PARTS
     repeats: int = 10
     warmup: int = 3

@@ -17,9 +17,9 @@ import torch
 from sanawm_env.benchmarks import ours, peers
 from sanawm_env.benchmarks.machine import append_line, machine
 from sanawm_env.benchmarks.rows import PARTS, Bench, BenchSanaWM, Part
-from sanawm_env.bundle import find_device
 from sanawm_env.config import from_mapping, parse_overrides
 from sanawm_env.errors import BackendError, SanaWMError
+from sanawm_env.placement import find_device
 from sanawm_env.released import FPS
 
 MEASURE: dict[Part, Callable[[Bench], None]] = {

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sanawm_env.bundle import Precision, load
+from sanawm_env.bundle import load
 from sanawm_env.evaluation.rooms import RETURNS, evaluate
+from sanawm_env.placement import Precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,3 +42,21 @@ def summary(report: Mapping[str, Any]) -> str:
 
 def _cell(value: float | None, digits: int) -> str:
     return ("-" if value is None else f"{value:.{digits}f}").rjust(8)
+
+
+def parity_summary(report: Mapping[str, Any]) -> str:
+    """Several lines of text: one row a chunk, high and low precision side by side, then the verdict."""
+    columns = ("psnr_db", "pose_error_degrees", "pose_error_metres")
+    labels = ("PSNR, visible (dB)", "pose error (degrees)", "pose error (metres)")
+    lines = [
+        f"{report['bundle']}, {report['scenes']} held-out scenes, {report['device']}: {report['high']} against "
+        f"{report['low']}, layers {report['layers']}, weights {report['share_of_bf16']:.3f} of bf16's",
+        "chunk  latent error" + "".join(label.rjust(24) for label in labels),
+    ]
+    for number, row in enumerate(report["chunks"], start=1):
+        pairs = (" -> ".join(_cell(row[key][side], 3).strip() for side in ("high", "low")) for key in columns)
+        lines.append(f"{number:5d}{row['latent_error']:14.4f}" + "".join(pair.rjust(24) for pair in pairs))
+    gaps = ", ".join(f"{name} {gap:+.2f} dB" for name, gap in report["gap_db"].items())
+    verdict = "passed" if report["passed"] else "not passed"
+    lines.append(f"worse by: {gaps}; allowed {report['limit_db']} dB: {verdict}")
+    return "\n".join(lines)

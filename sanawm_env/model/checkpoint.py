@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,11 @@ def shapes_of(module: nn.Module) -> dict[str, Shape]:
     return {name: tuple(x.shape) for name, x in module.state_dict().items()}
 
 
+def bytes_of(module: nn.Module) -> int:
+    """Bytes that a module's weights take in memory."""
+    return sum(x.nbytes for x in module.state_dict().values())
+
+
 def differences(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> str:
     """What keeps weights from fitting: missing, unexpected and wrong-shaped tensors, how many and the first 10 of each;
     empty where they fit.
@@ -164,15 +169,27 @@ def listed(names: list[str]) -> str:
     return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
 
 
-def fill(module: nn.Module, read: Callable[[str], Tensor], device: torch.device, dtype: torch.dtype) -> None:
+def fill(
+    module: nn.Module,
+    read: Callable[[str], Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    exact: Collection[str] = (),
+) -> None:
     """Gives a module of the meta device the weights `read` returns by name, one at a time, as `dtype` on `device`.
 
-    Beside the module itself never more than one tensor is in memory.
+    Beside the module itself never more than one tensor is in memory. exact: names of tensors that keep the module's own
+    format; BundleError when one of them is read in another.
     """
-    weights = {
-        name: read(name).to(device, dtype if empty.is_floating_point() else empty.dtype, copy=True)
-        for name, empty in module.state_dict().items()
-    }
+    weights = {}
+    for name, empty in module.state_dict().items():
+        kept = name in exact or not empty.is_floating_point()
+        x = read(name)
+        if name in exact and x.dtype != empty.dtype:
+            found, expected = (str(kind).removeprefix("torch.") for kind in (x.dtype, empty.dtype))
+            raise BundleError(f"tensor {name} holds {found}, expected {expected}; make or download the bundle again.")
+        weights[name] = x.to(device, empty.dtype if kept else dtype, copy=True)
     module.load_state_dict(weights, assign=True)
 
 
@@ -191,7 +208,9 @@ def _encoded(weights: Mapping[str, Tensor], bits: int) -> Iterator[tuple[str, Te
         raise BundleError(f"weights asked for in {bits} bits, allowed are 8, 16 and 32.")
     for name, weight in weights.items():
         weight = weight.detach().to("cpu").contiguous()
-        is_matrix = weight.ndim >= 2 and weight.numel() >= SMALLEST_MATRIX and weight.is_floating_point()
+        # What is quantised for the run already has one byte an element, or is a scale.
+        wide = weight.is_floating_point() and weight.itemsize > 1
+        is_matrix = weight.ndim >= 2 and weight.numel() >= SMALLEST_MATRIX and wide
         if is_matrix and bits == 8:
             levels, scale = quantise(weight)
             yield name, levels

@@ -17,6 +17,7 @@ from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.embeddings import RayEncoding, RMSNorm, RotaryFrequencies, TimestepEmbedder
 from sanawm_env.model.feed_forward import FeedForward, Memory
 from sanawm_env.model.offload import on_demand
+from sanawm_env.model.quantised import Quantisation
 from sanawm_env.model.window import NAMES
 
 
@@ -128,6 +129,7 @@ class Denoiser(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.config = config
+        self.quantisation: Quantisation | None = None  # of its large layers (quantised.py)
         self.x_embedder = PointEmbedding(config.in_channels, width)
         self.t_embedder = TimestepEmbedder(width)
         self.t_block = nn.ModuleList([nn.SiLU(), nn.Linear(width, 6 * width)])

@@ -12,6 +12,20 @@ from sanawm_env.model.config import DenoiserConfig
 Memory = dict[str, Tensor]
 
 
+def token_matrix(weight: Tensor) -> Tensor:
+    """The matrix [N, taps C] by which the weight of a linear layer [N, C] or of a convolution that mixes no places,
+    [N, C, taps, 1], multiplies tokens; of several taps the earliest comes first.
+    """
+    return weight if weight.ndim == 2 else weight.squeeze(-1).transpose(1, 2).flatten(1)
+
+
+class TokenConv(nn.Conv2d):
+    """A convolution that mixes no places, applied to channel-last tokens: x [..., taps C], one tap after another."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, token_matrix(self.weight), self.bias)
+
+
 class NamedConv(nn.Module):
     """A convolution under the name `conv`, where the public checkpoints keep it."""
 
@@ -29,21 +43,19 @@ class FeedForward(nn.Module):
         super().__init__()
         width = config.hidden_size
         hidden = int(width * config.mlp_ratio)
-        self.inverted_conv = NamedConv(nn.Conv2d(width, 2 * hidden, 1))
+        self.inverted_conv = NamedConv(TokenConv(width, 2 * hidden, 1))
         self.depth_conv = NamedConv(nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden))
-        self.point_conv = NamedConv(nn.Conv2d(hidden, width, 1, bias=False))
-        self.t_conv = nn.Conv2d(width, width, (3, 1), bias=False)
+        self.point_conv = NamedConv(TokenConv(hidden, width, 1, bias=False))
+        self.t_conv = TokenConv(width, width, (3, 1), bias=False)
 
     def forward(self, x: Tensor, grid: tuple[int, int], chunks: ChunkGrid, memory: Memory) -> tuple[Tensor, Tensor]:
         """Returns the output and the frame-local part f [B, T, S, C], whose last frame is the next chunk's tail."""
-        inverted, point = self.inverted_conv.conv, self.point_conv.conv
-        p = functional.silu(functional.linear(x, inverted.weight.flatten(1), inverted.bias))
+        p = functional.silu(self.inverted_conv.conv(x))
         value, gate = self._spatial(p, grid).chunk(2, dim=-1)
-        f = functional.linear(value * functional.silu(gate), point.weight.flatten(1))
+        f = self.point_conv.conv(value * functional.silu(gate))
         before = torch.cat([memory["ffn_tail"].to(f.dtype), f[:, :-1]], dim=1)
         after = masked(torch.roll(f, -1, dims=1), chunks.same_chunk(1))
-        taps = self.t_conv.weight.squeeze(-1).transpose(1, 2).flatten(1)
-        return f + functional.linear(torch.cat([before, f, after], dim=-1), taps), f
+        return f + self.t_conv(torch.cat([before, f, after], dim=-1)), f
 
     def _spatial(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         # Channels-last memory is the tokens' own layout, so the depthwise convolution needs no copy.

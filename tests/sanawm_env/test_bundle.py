@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sanawm_env import bundle
+from sanawm_env import bundle, placement
 from sanawm_env.errors import BackendError, BundleError, ConfigError, StorageError
 from sanawm_env.model.config import tiny_config
 from sanawm_env.world import WorldModel
@@ -97,7 +97,7 @@ def test_unknown_names_folders_and_precisions(tmp_path: Path, folder: Path) -> N
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "mps", "meta", "", 0, None])
 def test_devices_are_cpu_or_cuda(folder: Path, device: object) -> None:
     if device is None:
-        assert bundle.find_device(None).type in ("cpu", "cuda")
+        assert placement.find_device(None).type in ("cpu", "cuda")
         return
     with pytest.raises(ConfigError, match=rf"device is {device!r}; allowed is 'cpu', 'cuda' \(a GPU\), 'cuda:N'"):
         bundle.load(folder, device=device)  # type: ignore[arg-type]
@@ -105,14 +105,14 @@ def test_devices_are_cpu_or_cuda(folder: Path, device: object) -> None:
 
 def test_a_gpu_that_torch_does_not_see(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert bundle.find_device(None) == torch.device("cpu")
+    assert placement.find_device(None) == torch.device("cpu")
     for device in ("cuda", "cuda:1", torch.device("cuda")):
         with pytest.raises(BackendError, match=r"torch sees 0 CUDA device.*device=\"cpu\", or a CUDA build of torch"):
             bundle.load(folder, device=device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert bundle.find_device("cuda:1") == torch.device("cuda", 1)
+    assert placement.find_device("cuda:1") == torch.device("cuda", 1)
     with pytest.raises(BackendError, match=r"'cuda:2', torch sees 2 CUDA device\(s\); use 'cuda:0' \.\. 'cuda:1'"):
-        bundle.find_device("cuda:2")
+        placement.find_device("cuda:2")
 
 
 def test_where_no_bundle_is_embedded_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,12 +60,28 @@ def found(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
 
 def test_json_has_a_fixed_form(found: dict[str, Any]) -> None:
-    groups = {"machine", "memory", "gpu", "no_gpu_because", "kernels", "versions", "extras", "hub", "weights", "fits"}
+    groups = {
+        "machine",
+        "memory",
+        "gpu",
+        "no_gpu_because",
+        "kernels",
+        "precisions",
+        "versions",
+        "extras",
+        "hub",
+        "weights",
+        "fits",
+    }
     assert found.keys() == groups | {"seconds_a_chunk"}
     assert found["machine"].keys() == {"cpu", "cores", "python", "native_bf16", "device"}
     assert 0 < found["memory"]["available_bytes"] <= found["memory"]["total_bytes"]
     assert bool(found["gpu"]) == (found["no_gpu_because"] is None) == torch.cuda.is_available()
     assert found["versions"]["torch"] == torch.__version__
+    assert found["precisions"].keys() == {"bf16", "fp8", "nvfp4"}
+    if not torch.cuda.is_available():
+        assert found["precisions"]["nvfp4"] == "nvfp4 weight-only (reference)"
+        assert "'fp8' cannot run on cpu" in found["precisions"]["fp8"], "not said to be simulated either"
     assert found["hub"]["offline"] is True and found["hub"]["free_bytes"] > 0
     for row in found["fits"]:
         assert row.keys() == {*("world", "refiner", "precision", "bytes", "offloaded", "fits", "left_bytes", "offload")}
@@ -75,7 +91,7 @@ def test_json_has_a_fixed_form(found: dict[str, Any]) -> None:
             assert part.keys() == {"folder", "what", "cached_bytes", "published_gb", "licence"}
             assert part["licence"]
     worlds = {(row["world"], row["refiner"], row["precision"]) for row in found["fits"]}
-    assert len(worlds) == len(found["fits"]) == 12
+    assert len(worlds) == len(found["fits"]) == 24
     assert ("distilled", True, "bf16") in worlds and ("teacher", True, "bf16") not in worlds
 
 
@@ -105,6 +121,9 @@ def test_bytes_are_those_of_the_modules(found: dict[str, Any]) -> None:
     plain, wide = count["distilled", False, "bf16"], count["distilled", False, "fp32"]
     assert wide["denoiser"] == pytest.approx(2 * plain["denoiser"], rel=1e-4)
     assert wide["state"]["recurrent"] == plain["state"]["recurrent"], "always in single precision"
+    low = {name: count["distilled", False, name]["denoiser"] / plain["denoiser"] for name in ("fp8", "nvfp4")}
+    assert low == pytest.approx({"fp8": 0.6612, "nvfp4": 0.5122}, abs=1e-4)
+    assert count["distilled", False, "nvfp4"]["state"] == plain["state"]
 
 
 def test_the_page_tells_the_same(found: dict[str, Any]) -> None:
@@ -199,7 +218,7 @@ def test_text_is_aligned_and_complete(tmp_path: Path) -> None:
     assert "distilled.decoded  random weights, bfloat16, NVIDIA H200, 20" in text, "the table that comes along"
     assert "38 GB" in text and "Gemma Terms of Use" in text and "LTX-2 Community License" in text
     table = [line for line in lines if line.startswith(("  distilled", "  teacher", "  bidirectional"))]
-    assert len(table) == 10
+    assert len(table) == 20
     assert len({line.find("bf16") for line in table if "bf16" in line}) == 1, "precisions stand in one column"
     assert ("GPU        none: " in text) != torch.cuda.is_available()
     assert not (tmp_path / "home").exists(), "looking must not write"

@@ -18,7 +18,7 @@ from tests.public_layouts import SIZE, write_release
 from tests.sanawm_env.test_refined_worlds import path, pictures, refined, roll, start, text
 from torch import nn
 
-from sanawm_env import bundle
+from sanawm_env import bundle, placement
 from sanawm_env.clips import generate
 from sanawm_env.env import SanaWMEnv
 from sanawm_env.errors import ConfigError
@@ -210,7 +210,7 @@ def test_resident_bytes_are_those_of_what_is_on_the_device_at_once() -> None:
 
 def test_unknown_modes_are_refused_and_on_a_cpu_nothing_is_moved() -> None:
     assert bundle.load("rooms", device="cpu", offload="blocks") is bundle.load("rooms", device="cpu")
-    assert bundle.find_offload("blocks", torch.device("cuda")) == "blocks"
+    assert placement.find_offload("blocks", torch.device("cuda")) == "blocks"
     for wrong in ("cpu", "block", True):
         with pytest.raises(ConfigError, match=r"offload is .*, allowed is None .*'parts' or 'blocks'"):
             bundle.load("rooms", device="cpu", offload=wrong)
@@ -249,7 +249,7 @@ def test_one_line_makes_an_offloaded_environment(
 ) -> None:
     plain, units = made(release, tmp_path, device="cpu"), []
     # As if the CPU were a small card.
-    for module in ("bundle", "sana_wm"):
+    for module in ("placement", "sana_wm"):
         monkeypatch.setattr(f"sanawm_env.{module}.find_offload", lambda offload, device: offload)
     enter = Residence.__enter__
     monkeypatch.setattr(Residence, "__enter__", lambda unit: units.append(unit) or enter(unit))

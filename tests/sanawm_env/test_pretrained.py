@@ -74,6 +74,9 @@ def test_layouts_and_precisions_share_the_fingerprint_of_their_weights(layouts: 
     half = load(layouts / "streaming", layouts, "streaming", precision="bf16")
     assert {x.dtype for x in half.denoiser.parameters()} == {torch.bfloat16}
     assert plain.fingerprint == half.fingerprint
+    low = load(layouts / "streaming", layouts, "streaming", precision="nvfp4")
+    assert low.execution.startswith("nvfp4 weight-only") and low.denoiser.quantisation is not None
+    assert plain.fingerprint == low.fingerprint
     assert plain.fingerprint != load(layouts / "teacher", layouts, "teacher").fingerprint
 
 
