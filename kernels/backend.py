@@ -23,18 +23,22 @@ MIN_CAPABILITY = (8, 0)
 _log = logging.getLogger("sanawm_env.kernels")
 
 
-def resolve(backend: str, device: torch.device | str, *, op: str = "kernel", gradients: bool = False) -> Resolved:
+def resolve(
+    backend: str, device: torch.device | str, *, op: str = "kernel", gradients: bool = False, obstacle: str = ""
+) -> Resolved:
     """Implementation that `op` runs on `device`: "reference" (plain torch) or "fused" (Triton).
 
     "auto" takes "fused" on a CUDA device that can run it and "reference" elsewhere; "fused" where it cannot run is a
     BackendError. Triton's interpreter (TRITON_INTERPRET=1, for tests) runs "fused" on a CPU, but only when asked for.
-    gradients: whether the result's gradients are wanted and the op's fused form has none. The choice is logged once,
-    at level DEBUG, under "sanawm_env.kernels".
+    gradients: whether the result's gradients are wanted and the op's fused form has none. obstacle: why the fused form
+    cannot take these inputs, empty where it can. The choice is logged once, at level DEBUG, under "sanawm_env.kernels".
     """
-    if gradients and backend == "auto":
+    if (gradients or obstacle) and backend == "auto":
         return "reference"
     if gradients and backend == "fused":
         raise BackendError(f"backend 'fused' of {op} has no gradients.\nUse 'auto' or 'reference', or torch.no_grad().")
+    if obstacle and backend == "fused":
+        raise BackendError(f"backend 'fused' of {op} cannot take these inputs: {obstacle}.\nUse 'auto' or 'reference'.")
     device = torch.device(device)
     return _resolve(backend, device.type, device.index, op)
 

@@ -29,3 +29,11 @@ def masked(x: Tensor, frames: tuple[bool, ...]) -> Tensor:
 def _mask(frames: tuple[bool, ...], device: torch.device) -> Tensor:
     # Kept on the device: building it anew would stop the host at every call.
     return torch.tensor(frames, device=device)[None, :, None, None]
+
+
+@lru_cache(maxsize=256)
+def frame_table(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """For each frame: first frame of its chunk, frame after the last, and index of its chunk; int32 [3, T]."""
+    ends = chunk_ends(lengths)
+    rows = [(end - length, end, chunk) for chunk, (length, end) in enumerate(zip(lengths, ends)) for _ in range(length)]
+    return torch.tensor(rows, dtype=torch.int32).T.contiguous().to(device)

@@ -1,8 +1,8 @@
 """Camera branch of a recurrent block, from the projections to the mixed values (spec dit.md 3.6, 3.8.4).
 
 Keys are filtered over time; queries and keys normed over all channels, then ReLU; keys scaled. Half of each head is
-seen from the token's ray, half rotated. The frame-wise gated delta rule mixes them without denominator; what it reads is
-brought back from the ray.
+seen from the token's ray, half rotated. The frame-wise gated delta rule mixes them without denominator; what it reads
+is brought back from the ray.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def camera_scan(
 ) -> tuple[Tensor, Tensor]:
     """(out [B, T, S, N, D], state [B, K, N, D, D] after each of the K chunks).
 
-    q, k, v: [B, T, S, C] raw projections, C = N D. k_tail: [B, taps - 1, S, C], raw keys of the frames before. q_weight,
-    k_weight: [C], of the norms. conv_weight: [C, 1, taps]. to_ray, from_ray: [B, T, S, 4, 4] world-to-ray transforms and
-    their inverses, fp32. cos, sin: [B, T, S, 1, D / 4] fp32, or broadcastable to it. beta: [B, T, S, N] and decay: [B,
-    T, N], fp32, as `frame_gates` gives them. state: [B, N, D, D], key lanes first, fp32, carried in. lengths: of the
-    chunks, their sum is T. crossing: whether the filter reads the chunk before. downscaled: whether what a ray sees is
-    kept from growing. dtype: of `out`, that of q if None; the state is fp32 always.
+    q, k, v: [B, T, S, C] raw projections, C = N D. k_tail: [B, taps - 1, S, C], raw keys of the frames before.
+    q_weight, k_weight: [C], of the norms. conv_weight: [C, 1, taps]. to_ray, from_ray: [B, T, S, 4, 4] world-to-ray
+    transforms and their inverses, fp32. cos, sin: [B, T, S, 1, D / 4] fp32, or broadcastable to it. beta: [B, T, S, N]
+    and decay: [B, T, N], fp32, as `frame_gates` gives them. state: [B, N, D, D], key lanes first, fp32, carried in.
+    lengths: of the chunks, their sum is T. crossing: whether the filter reads the chunk before. downscaled: whether
+    what a ray sees is kept from growing. dtype: of `out`, that of q if None; the state is fp32 always.
     """
     return reference.camera_scan(
         q,

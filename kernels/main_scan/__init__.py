@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sanawm_env.kernels.backend import needs_gradients, resolve
+from sanawm_env.kernels.gated_delta import width_obstacle
 from sanawm_env.kernels.main_scan import reference
 
 # Largest relative difference (2-norm) between the fused form and the fp32 reference, by the dtype of the projections.
@@ -39,21 +41,19 @@ def main_scan(
     k_weight: [C], of the norms. conv_weight: [C, 1, taps]. cos, sin: [B, T, S, 1, D / 2] fp32, or broadcastable to it.
     beta: [B, T, S, N] and decay: [B, T, N], fp32, as `frame_gates` gives them. state: [B, N, D, D], key lanes first,
     and normaliser: [B, N, D], fp32, carried in. lengths: of the chunks, their sum is T. dtype: of `out`, that of qkv if
-    None; the state is fp32 always.
+    None; the state is fp32 always. BackendError
+    where "fused" cannot run; it has no gradients and takes heads of 128 lanes at most.
     """
-    return reference.main_scan(
-        qkv,
-        k_tail,
-        q_weight,
-        k_weight,
-        conv_weight,
-        cos,
-        sin,
-        beta,
-        decay,
-        state,
-        normaliser,
-        lengths,
-        norm_eps=norm_eps,
-        dtype=dtype,
+    given = (qkv, k_tail, q_weight, k_weight, conv_weight, cos, sin, beta, decay, state, normaliser)
+    chosen = resolve(
+        backend,
+        qkv.device,
+        op="main_scan",
+        gradients=needs_gradients(*given),
+        obstacle=width_obstacle(state.shape[-1]),
     )
+    if chosen == "fused":
+        from sanawm_env.kernels.main_scan import fused
+
+        return fused.main_scan(*given, lengths, norm_eps=norm_eps, dtype=dtype)
+    return reference.main_scan(*given, lengths, norm_eps=norm_eps, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Depthwise filter of the keys over time, causal across chunks plus its mirror image inside the chunk (spec dit.md 3.6).
+"""Depthwise filter of the keys over time, causal across chunks and its mirror image inside one (spec dit.md 3.6).
 
 A part of `main_scan` and `camera_scan`: `reference` is the filter, `fused` the filter and the norms of queries and keys
 in one pass over a token's channels.
