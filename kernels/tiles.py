@@ -34,8 +34,11 @@ class TilePlan(NamedTuple):
     sizes: dict[str, Any]
 
 
-def plan_tiles(width: int, tokens: int, dtype: torch.dtype) -> TilePlan:
-    """The plan for heads of `width` lanes, `tokens` tokens a frame and projections of a dtype."""
+def plan_tiles(width: int, tokens: int, dtype: torch.dtype, stages: int) -> TilePlan:
+    """The plan for heads of `width` lanes, `tokens` tokens a frame and projections of a dtype.
+
+    stages: tiles of bf16 that are on their way at a time; of fp32 one fits.
+    """
     low = dtype == torch.bfloat16
     # Tiles of fp32 take twice the shared memory, and the parts of their products more registers.
     size = 64 if low else 32
@@ -43,7 +46,9 @@ def plan_tiles(width: int, tokens: int, dtype: torch.dtype) -> TilePlan:
     blocks = triton.cdiv(triton.cdiv(tokens, parts), size)
     operand = tl.bfloat16 if low else tl.float32
     sizes = {"D": width, "TOKENS": size, "LANES": lanes(width), "OPERAND": operand, "num_warps": 8}
-    return TilePlan(parts, blocks, torch.bfloat16 if low else torch.float32, sizes | {"num_stages": 2 if low else 1})
+    return TilePlan(
+        parts, blocks, torch.bfloat16 if low else torch.float32, sizes | {"num_stages": stages if low else 1}
+    )
 
 
 def lanes(width: int) -> int:

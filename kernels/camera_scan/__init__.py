@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sanawm_env.kernels.backend import needs_gradients, resolve
 from sanawm_env.kernels.camera_scan import reference
+from sanawm_env.kernels.gated_delta import width_obstacle
 
 # Largest relative difference (2-norm) between the fused form and the fp32 reference, by the dtype of the projections.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
@@ -46,26 +48,20 @@ def camera_scan(
     transforms and their inverses, fp32. cos, sin: [B, T, S, 1, D / 4] fp32, or broadcastable to it. beta: [B, T, S, N]
     and decay: [B, T, N], fp32, as `frame_gates` gives them. state: [B, N, D, D], key lanes first, fp32, carried in.
     lengths: of the chunks, their sum is T. crossing: whether the filter reads the chunk before. downscaled: whether
-    what a ray sees is kept from growing. dtype: of `out`, that of q if None; the state is fp32 always.
+    what a ray sees is kept from growing. dtype: of `out`, that of q if None; the state is fp32 always. BackendError
+    where "fused" cannot run; it has no gradients and takes heads of 128 lanes at most.
     """
-    return reference.camera_scan(
-        q,
-        k,
-        v,
-        k_tail,
-        q_weight,
-        k_weight,
-        conv_weight,
-        to_ray,
-        from_ray,
-        cos,
-        sin,
-        beta,
-        decay,
-        state,
-        lengths,
-        crossing=crossing,
-        downscaled=downscaled,
-        norm_eps=norm_eps,
-        dtype=dtype,
+    given = (q, k, v, k_tail, q_weight, k_weight, conv_weight, to_ray, from_ray, cos, sin, beta, decay, state)
+    chosen = resolve(
+        backend,
+        q.device,
+        op="camera_scan",
+        gradients=needs_gradients(*given),
+        obstacle=width_obstacle(state.shape[-1]),
     )
+    form = reference.camera_scan
+    if chosen == "fused":
+        from sanawm_env.kernels.camera_scan import fused
+
+        form = fused.camera_scan
+    return form(*given, lengths, crossing=crossing, downscaled=downscaled, norm_eps=norm_eps, dtype=dtype)

@@ -109,7 +109,7 @@ def main_scan(
     width, count = state.shape[-1], batch * frames
     half = (batch, frames, tokens, 1, width // 2)
     cos, sin = cos.expand(half).contiguous(), sin.expand(half).contiguous()
-    plan = plan_tiles(width, tokens, qkv.dtype)
+    plan = plan_tiles(width, tokens, qkv.dtype, stages=2)
     keys, q_scale, k_scale = filtered_and_normed(q, k, k_tail, conv_weight, lengths, crossing=True, eps=norm_eps)
     products = decay.new_empty((count * heads, 3, plan.parts, width, width), dtype=torch.float32)
     vectors = products.new_empty((count * heads, plan.parts, width))
