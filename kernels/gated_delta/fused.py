@@ -162,6 +162,6 @@ def delta_scan(
         *sums, decay.float().contiguous(), state.float().contiguous(), behind, read, after, *vectors,
         frame_table(lengths, state.device), tokens, frames, chunks, heads,
         P=sums.products.shape[2], R=sums.products.shape[1], D=width,
-        LANES=lanes(width), COLUMNS=columns, num_warps=8,
+        LANES=lanes(width), COLUMNS=columns, num_warps=8, num_stages=1,
     )  # fmt: skip
     return Scanned(read, after, *vectors[2:])

@@ -94,7 +94,7 @@ def run(config: BenchKernels, progress: Callable[[str], None] = print) -> dict[s
                 for op in config.ops:
                     torch.manual_seed(config.seed)
                     form = INPUTS[op](SIZES[size], batch, DTYPES[precision], device)
-                    row = {"op": op, "size": size, "batch": batch, "precision": precision}
+                    row: dict[str, Any] = {"op": op, "size": size, "batch": batch, "precision": precision}
                     row |= measure(form, device, config.repeats, config.warmup, TOLERANCE[precision])
                     report["rows"].append(row)
                     progress(_sentence(row))
