@@ -22,21 +22,29 @@ MIN_CAPABILITY = (8, 0)
 # Ada; Hopper and Blackwell follow.
 FP8_CAPABILITY = (8, 9)
 
+# Ops whose fused form has run on a card, was right there and pays. "auto" leaves the others alone until they have.
+MEASURED = frozenset({"philox", "frame_gates"})
+
 _log = logging.getLogger("sanawm_env.kernels")
 
 
-def resolve(backend: str, device: torch.device | str, *, op: str = "kernel", gradients: bool = False) -> Resolved:
+def resolve(
+    backend: str, device: torch.device | str, *, op: str = "kernel", gradients: bool = False, obstacle: str = ""
+) -> Resolved:
     """Implementation that `op` runs on `device`: "reference" (plain torch) or "fused" (Triton).
 
-    "auto" takes "fused" on a CUDA device that can run it and "reference" elsewhere; "fused" where it cannot run is a
-    BackendError. Triton's interpreter (TRITON_INTERPRET=1, for tests) runs "fused" on a CPU, but only when asked for.
-    gradients: whether the result's gradients are wanted and the op's fused form has none. The choice is logged once,
-    at level DEBUG, under "sanawm_env.kernels".
+    "auto" takes "fused" on a CUDA device that can run it, of ops that are `MEASURED`, and "reference" elsewhere;
+    "fused" where it cannot run is a BackendError. Triton's interpreter (TRITON_INTERPRET=1, for tests) runs "fused" on
+    a CPU, but only when asked for. gradients: whether the result's gradients are wanted and the op's fused form has
+    none. obstacle: why the fused form cannot take these inputs, empty where it can. The choice is logged once, at level
+    DEBUG, under "sanawm_env.kernels".
     """
-    if gradients and backend == "auto":
+    if (gradients or obstacle) and backend == "auto":
         return "reference"
     if gradients and backend == "fused":
         raise BackendError(f"backend 'fused' of {op} has no gradients.\nUse 'auto' or 'reference', or torch.no_grad().")
+    if obstacle and backend == "fused":
+        raise BackendError(f"backend 'fused' of {op} cannot take these inputs: {obstacle}.\nUse 'auto' or 'reference'.")
     device = torch.device(device)
     return _resolve(backend, device.type, device.index, op)
 
@@ -49,7 +57,7 @@ def _resolve(backend: str, kind: str, index: int | None, op: str) -> Resolved:
     obstacle = fused_obstacle(device)
     if backend == "fused" and obstacle:
         raise BackendError(f"backend 'fused' of {op} cannot run on {device}: {obstacle}.\nUse 'auto' or 'reference'.")
-    fused = backend == "fused" or (backend == "auto" and kind == "cuda" and not obstacle)
+    fused = backend == "fused" or (backend == "auto" and kind == "cuda" and not obstacle and op in MEASURED)
     chosen: Resolved = "fused" if fused else "reference"
     _log.debug("%s on %s: %s (asked for %s)", op, device, chosen, backend)
     return chosen

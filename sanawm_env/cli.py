@@ -91,6 +91,8 @@ def parser() -> argparse.ArgumentParser:
     rooms.add_argument("--batch", type=int, nargs="+", metavar="N", help="worlds at a time, one measurement each")
     released = _command(bench, "sana-wm", _bench_sana_wm, "the released configuration at full size, on random weights")
     _flags(released, size=str, device=str, out=str)
+    ops = _command(bench, "kernels", _bench_kernels, "each op's reference and fused form")
+    _flags(ops, device=str, out=str)
     train = _subjects(commands, "train", "train a world")
     _command(train, "rooms-autoencoder", _train, "pictures to latents and back")
     _command(train, "rooms-denoiser", _train, "the world in latents; writes a bundle")
@@ -200,6 +202,12 @@ def _bench_sana_wm(options: argparse.Namespace) -> None:
     print(json.dumps(report))
     if report["failed"]:
         sys.exit(1)
+
+
+def _bench_kernels(options: argparse.Namespace) -> None:
+    from sanawm_env.benchmarks.kernels import BenchKernels, run
+
+    print(json.dumps(run(_build(BenchKernels, "bench_kernels", options))))
 
 
 def _train(options: argparse.Namespace) -> None:

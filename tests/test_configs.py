@@ -20,6 +20,7 @@ STAGE_KEYS = {"device", "smoke", "autoencoder", "start"}
 
 
 def config_classes() -> dict[str, type]:
+    from sanawm_env.benchmarks.kernels import BenchKernels
     from sanawm_env.benchmarks.rooms import BenchRooms
     from sanawm_env.benchmarks.sana_wm import BenchSanaWM
     from sanawm_env.demo import DemoConfig
@@ -31,6 +32,7 @@ def config_classes() -> dict[str, type]:
     return {
         "demo": DemoConfig,
         "eval_rooms": EvalRooms,
+        "bench_kernels": BenchKernels,
         "bench_rooms": BenchRooms,
         "convert": Convert,
         "quantize": Quantize,
@@ -49,7 +51,9 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
     assert {path.stem for path in FOLDER.glob("*.yaml")} == {*config_classes(), "train_smoke"}
 
 
-@pytest.mark.parametrize("command", ["demo", "eval_rooms", "eval_precision_parity", "bench_rooms", "bench_sana_wm"])
+@pytest.mark.parametrize(
+    "command", ["demo", "eval_rooms", "eval_precision_parity", "bench_kernels", "bench_rooms", "bench_sana_wm"]
+)
 def test_yaml_shows_every_key(command: str) -> None:
     cls = config_classes()[command]
     assert set(compose(command, [])) == keys(cls)

@@ -135,6 +135,7 @@ def test_import_works_without_gymnasium() -> None:
         "actions",
         "training.stages",
         "evaluation.rooms",
+        "benchmarks.kernels",
         "benchmarks.rooms",
         "benchmarks.sana_wm",
     ],

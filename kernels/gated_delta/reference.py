@@ -10,6 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sanawm_env.kernels.chunk_frames import chunk_ends
+
+
+def key_scale(width: int, tokens: int) -> float:
+    """What keys of `width` lanes are multiplied by so that one frame of `tokens` tokens is a contraction (spec
+    training.md 1.3).
+    """
+    return (width * tokens) ** -0.5
+
 
 def delta_scan(
     gram: Tensor, write: Tensor, decay: Tensor, state: Tensor, chunks: tuple[int, ...]
@@ -26,7 +35,7 @@ def delta_scan(
         state = _advance(state, gram[:, t], write[:, t], g[:, t])
         forward.append(state)
     read = list(forward)
-    ends = _chunk_ends(chunks)
+    ends = chunk_ends(chunks)
     for begin, end in zip((0, *ends[:-1]), ends, strict=True):
         backward = None
         for t in range(end - 1, begin, -1):
@@ -39,14 +48,6 @@ def _advance(state: Tensor, gram: Tensor, write: Tensor, decay: Tensor) -> Tenso
     # Decay multiplies the old state before the delta update; what is written is not decayed.
     kept = decay * state
     return kept - _product(gram, kept) + write
-
-
-def _chunk_ends(chunks: tuple[int, ...]) -> list[int]:
-    ends, total = [], 0
-    for length in chunks:
-        total += length
-        ends.append(total)
-    return ends
 
 
 def gated_delta(
@@ -117,7 +118,7 @@ def token_recurrence(
             if chunk_of[source] == chunk_of[t]:
                 backward = _frame_update(backward, k[:, source], v[:, source], beta[:, source], decay[:, source])
         outputs.append(torch.einsum("bsnd,bnde->bsne", q[:, t], forward[t] + backward))
-    return torch.stack(outputs, dim=1), torch.stack([forward[end - 1] for end in _chunk_ends(chunks)], dim=1)
+    return torch.stack(outputs, dim=1), torch.stack([forward[end - 1] for end in chunk_ends(chunks)], dim=1)
 
 
 def _frame_update(state: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> Tensor:

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sanawm_env.kernels.camera_scan import camera_scan
+from sanawm_env.kernels.encoding import downscale
 from sanawm_env.kernels.frame_gates import frame_gates
-from sanawm_env.kernels.gated_delta import gated_delta, normalised_gated_delta
-from sanawm_env.model.chunks import ChunkGrid, masked
+from sanawm_env.kernels.main_scan import main_scan
+from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.model.config import DenoiserConfig
-from sanawm_env.model.embeddings import RayEncoding, RMSNorm, Rotation, downscale
+from sanawm_env.model.embeddings import RayEncoding, RMSNorm, Rotation
 from sanawm_env.model.feed_forward import Memory
 from sanawm_env.model.window import WindowReader
-
-WARP = 32  # threads that add side by side on a GPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,27 +78,11 @@ class SelfAttention(nn.Module, ABC):
 
 
 class ShortConvolution(nn.Module):
-    """Depthwise filter over time, causal across chunks plus its mirror image inside the chunk (spec dit.md 3.6)."""
+    """Weight of the depthwise filter over time (spec dit.md 3.6); `kernels/short_convolution` applies it."""
 
     def __init__(self, width: int, taps: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width, 1, taps))
-
-    def forward(self, x: Tensor, tail: Tensor, chunks: ChunkGrid, *, crossing: bool) -> Tensor:
-        """x [B, T, S, C]; tail [B, taps - 1, S, C], the frames before. Without `crossing`, no chunk sees another."""
-        taps = self.weight.shape[-1]
-        frames = x.shape[1]
-        weights = self.weight[:, 0].unbind(-1)
-        extended = torch.cat([tail.to(x.dtype), x], dim=1)
-        y = weights[-1] * x
-        for shift in range(1, taps):
-            weight = weights[taps - 1 - shift]
-            past = extended[:, taps - 1 - shift : taps - 1 - shift + frames]
-            y = y + weight * (past if crossing else masked(past, chunks.same_chunk(-shift)))
-            inside = chunks.same_chunk(shift)
-            if any(inside):
-                y = y + weight * masked(torch.roll(x, -shift, dims=1), inside)
-        return y
 
 
 class GatedDeltaAttention(SelfAttention):
@@ -116,7 +100,7 @@ class GatedDeltaAttention(SelfAttention):
     def mix(
         self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
     ) -> tuple[Tensor, Tensor, Memory]:
-        beta, decay = frame_gates(
+        gates = frame_gates(
             u,
             self.beta_proj.weight,
             self.beta_proj.bias,
@@ -125,50 +109,46 @@ class GatedDeltaAttention(SelfAttention):
             self.A_log,
             self.dt_bias,
         )
-        main, after = self._main(u, beta, decay, geometry, chunks, memory, collect=collect)
-        camera, camera_after = self._camera(u, beta, decay, geometry, chunks, memory, collect=collect)
+        main, after = self._main(u, gates, geometry, chunks, memory, collect=collect)
+        camera, camera_after = self._camera(u, gates, geometry, chunks, memory, collect=collect)
         return main, camera, after | camera_after
 
     def _main(
         self,
         u: Tensor,
-        beta: Tensor,
-        decay: Tensor,
+        gates: tuple[Tensor, Tensor],
         geometry: Geometry,
         chunks: ChunkGrid,
         memory: Memory,
         *,
         collect: bool,
     ) -> tuple[Tensor, Memory]:
-        q, raw_k, v = self.qkv(u).chunk(3, dim=-1)
-        k = self.conv_k(raw_k, memory["k_tail"], chunks, crossing=True)
-        q = functional.relu(self.split_heads(self.q_norm(q)).float())
-        k = functional.relu(self.split_heads(self.k_norm(k)).float()) * self._key_scale(u)
         rotation = geometry.rotation if self.config.gdn_time_rope else geometry.still_rotation
-        out, state, normaliser = normalised_gated_delta(
-            q,
-            k,
-            rotation(q),
-            rotation(k),
-            self.split_heads(v),
-            beta,
-            decay,
+        qkv = self.qkv(u)
+        out, state, normaliser = main_scan(
+            qkv,
+            memory["k_tail"],
+            self.q_norm.weight,
+            self.k_norm.weight,
+            self.conv_k.weight,
+            rotation.cos,
+            rotation.sin,
+            *gates,
             memory["state"],
             memory["normaliser"],
             chunks.lengths,
+            norm_eps=self.q_norm.eps,
+            dtype=u.dtype,
         )
-        after = (
-            {"state": state, "normaliser": normaliser, "k_tail": _tails(raw_k, memory["k_tail"], chunks)}
-            if collect
-            else {}
-        )
-        return out, after
+        if not collect:
+            return out, {}
+        tails = _tails(qkv.chunk(3, dim=-1)[1], memory["k_tail"], chunks)
+        return out, {"state": state, "normaliser": normaliser, "k_tail": tails}
 
     def _camera(
         self,
         u: Tensor,
-        beta: Tensor,
-        decay: Tensor,
+        gates: tuple[Tensor, Tensor],
         geometry: Geometry,
         chunks: ChunkGrid,
         memory: Memory,
@@ -176,22 +156,30 @@ class GatedDeltaAttention(SelfAttention):
         collect: bool,
     ) -> tuple[Tensor, Memory]:
         rays = geometry.rays if self.config.gdn_time_rope else geometry.still_rays
-        raw_k = self.k_proj_cam(u)
-        k = self.conv_k_cam(raw_k, memory["k_cam_tail"], chunks, crossing=self.config.switches.camera_conv_cached)
-        q = functional.relu(self.split_heads(self.q_norm_cam(self.q_proj_cam(u))).float())
-        k = functional.relu(self.split_heads(self.k_norm_cam(k)).float()) * self._key_scale(u)
-        v = self.split_heads(self.v_proj_cam(u)).float()
-        seen_q, seen_k, seen_v = rays.query(q), rays.key(k), rays.key(v)
-        if self.config.switches.downscale_gdn:
-            seen_q, seen_k, seen_v = downscale(seen_q, q), downscale(seen_k, k), downscale(seen_v, v)
-        discounted = beta / _inflation(seen_k, k).clamp_min(1.0)
-        out, state = gated_delta(seen_q, seen_k, seen_v, discounted, decay, memory["camera_state"], chunks.lengths)
-        after = {"camera_state": state, "k_cam_tail": _tails(raw_k, memory["k_cam_tail"], chunks)} if collect else {}
-        return rays.output(out), after
-
-    def _key_scale(self, u: Tensor) -> float:
-        # Keeps one frame of S tokens a contraction (spec training.md 1.3).
-        return (self.config.head_dim * u.shape[2]) ** -0.5
+        k = self.k_proj_cam(u)
+        out, state = camera_scan(
+            self.q_proj_cam(u),
+            k,
+            self.v_proj_cam(u),
+            memory["k_cam_tail"],
+            self.q_norm_cam.weight,
+            self.k_norm_cam.weight,
+            self.conv_k_cam.weight,
+            rays.to_ray,
+            rays.from_ray,
+            rays.rotation.cos,
+            rays.rotation.sin,
+            *gates,
+            memory["camera_state"],
+            chunks.lengths,
+            crossing=self.config.switches.camera_conv_cached,
+            downscaled=self.config.switches.downscale_gdn,
+            norm_eps=self.q_norm_cam.eps,
+            dtype=u.dtype,
+        )
+        if not collect:
+            return out, {}
+        return out, {"camera_state": state, "k_cam_tail": _tails(k, memory["k_cam_tail"], chunks)}
 
 
 class SoftmaxAttention(SelfAttention):
@@ -245,21 +233,3 @@ def _tails(x: Tensor, tail: Tensor, chunks: ChunkGrid) -> Tensor:
     length = tail.shape[1]
     extended = torch.cat([tail.to(x.dtype), x], dim=1)
     return torch.stack([extended[:, end : end + length] for end in chunks.ends], dim=1)
-
-
-def _inflation(seen: Tensor, plain: Tensor) -> Tensor:
-    """Mean over a frame's tokens of how much the ray transform stretched the squared keys, [B, T, 1, N]."""
-    stretched, before = (torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-6) for x in (seen, plain))
-    return _token_mean((stretched / before).square())
-
-
-def _token_mean(x: Tensor) -> Tensor:
-    """Mean of x [B, T, S, N] over S, [B, T, 1, N]; on a GPU too its order of additions is the same in any batch.
-
-    Torch orders a long sum by how many there are; one that fits a warp has one order.
-    """
-    tokens = x.shape[2]
-    x = x.transpose(2, 3)
-    while x.shape[-1] > 1:
-        x = functional.pad(x, (0, -x.shape[-1] % WARP)).unflatten(-1, (-1, WARP)).contiguous().sum(-1)
-    return x.transpose(2, 3) / tokens

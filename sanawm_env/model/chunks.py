@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from sanawm_env.errors import ConfigError
+from sanawm_env.kernels.chunk_frames import chunk_ends, same_chunk
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,7 @@ class ChunkGrid:
 
     @property
     def ends(self) -> tuple[int, ...]:
-        total, ends = 0, []
-        for length in self.lengths:
-            total += length
-            ends.append(total)
-        return tuple(ends)
+        return chunk_ends(self.lengths)
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -49,8 +44,7 @@ class ChunkGrid:
 
     def same_chunk(self, shift: int) -> tuple[bool, ...]:
         """For each frame t, whether frame t + shift exists and lies in the same chunk."""
-        owner = [chunk for chunk, length in enumerate(self.lengths) for _ in range(length)]
-        return tuple(0 <= t + shift < len(owner) and owner[t + shift] == owner[t] for t in range(len(owner)))
+        return same_chunk(self.lengths, shift)
 
 
 def clip_chunks(frames: int, chunk_latents: int) -> ChunkGrid:
@@ -84,17 +78,6 @@ def previous_chunks(chunk: int, slots: int | None) -> tuple[int, ...]:
     if slots is None:
         return tuple(range(1, chunk))
     return tuple(sorted(range(max(1, chunk - slots), chunk), key=lambda index: (index - 1) % slots))
-
-
-def masked(x: Tensor, frames: tuple[bool, ...]) -> Tensor:
-    """x [B, T, S, C] with the frames that are not marked set to zero."""
-    return torch.where(_mask(frames, x.device), x, 0)
-
-
-@lru_cache(maxsize=256)
-def _mask(frames: tuple[bool, ...], device: torch.device) -> Tensor:
-    # Kept on the device: building it anew would stop the host at every call.
-    return torch.tensor(frames, device=device)[None, :, None, None]
 
 
 def take(x: Tensor, frames: list[int]) -> Tensor:

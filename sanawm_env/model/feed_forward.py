@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sanawm_env.model.chunks import ChunkGrid, masked
+from sanawm_env.kernels.chunk_frames import masked
+from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.model.config import DenoiserConfig
 
 Memory = dict[str, Tensor]
