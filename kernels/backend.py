@@ -28,10 +28,11 @@ def resolve(backend: str, device: torch.device | str, *, op: str = "kernel", gra
 
     "auto" takes "fused" on a CUDA device that can run it and "reference" elsewhere; "fused" where it cannot run is a
     BackendError. Triton's interpreter (TRITON_INTERPRET=1, for tests) runs "fused" on a CPU, but only when asked for.
-    gradients: whether the result's gradients are wanted and the op's fused form has none. The choice is logged once,
-    at level DEBUG, under "sanawm_env.kernels".
+    gradients: whether the result's gradients are wanted and the op's fused form has none. Inside torch.compile "auto"
+    is the reference, which the compiler fuses itself. The choice is logged once, at level DEBUG, under
+    "sanawm_env.kernels".
     """
-    if gradients and backend == "auto":
+    if backend == "auto" and (gradients or torch.compiler.is_compiling()):
         return "reference"
     if gradients and backend == "fused":
         raise BackendError(f"backend 'fused' of {op} has no gradients.\nUse 'auto' or 'reference', or torch.no_grad().")
