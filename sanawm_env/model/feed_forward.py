@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sanawm_env.kernels.gated_spatial_conv import gated_spatial_conv
 from sanawm_env.model.chunks import ChunkGrid, masked
 from sanawm_env.model.config import DenoiserConfig
 
@@ -36,16 +37,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int], chunks: ChunkGrid, memory: Memory) -> tuple[Tensor, Tensor]:
         """Returns the output and the frame-local part f [B, T, S, C], whose last frame is the next chunk's tail."""
-        inverted, point = self.inverted_conv.conv, self.point_conv.conv
-        p = functional.silu(functional.linear(x, inverted.weight.flatten(1), inverted.bias))
-        value, gate = self._spatial(p, grid).chunk(2, dim=-1)
-        f = functional.linear(value * functional.silu(gate), point.weight.flatten(1))
+        inverted, depth, point = self.inverted_conv.conv, self.depth_conv.conv, self.point_conv.conv
+        p = functional.linear(x, inverted.weight.flatten(1), inverted.bias)
+        mixed = gated_spatial_conv(p, depth.weight, depth.get_parameter("bias"), grid)
+        f = functional.linear(mixed, point.weight.flatten(1))
         before = torch.cat([memory["ffn_tail"].to(f.dtype), f[:, :-1]], dim=1)
         after = masked(torch.roll(f, -1, dims=1), chunks.same_chunk(1))
         taps = self.t_conv.weight.squeeze(-1).transpose(1, 2).flatten(1)
         return f + functional.linear(torch.cat([before, f, after], dim=-1), taps), f
-
-    def _spatial(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        # Channels-last memory is the tokens' own layout, so the depthwise convolution needs no copy.
-        frames = x.unflatten(2, grid).flatten(0, 1).permute(0, 3, 1, 2)
-        return self.depth_conv.conv(frames).permute(0, 2, 3, 1).reshape(x.shape)
