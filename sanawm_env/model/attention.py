@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from sanawm_env.kernels.frame_gates import frame_gates
 from sanawm_env.kernels.gated_delta import gated_delta, normalised_gated_delta
+from sanawm_env.kernels.output_gate import output_gate
 from sanawm_env.model.chunks import ChunkGrid, masked
 from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.embeddings import RayEncoding, RMSNorm, Rotation, downscale
@@ -63,9 +64,8 @@ class SelfAttention(nn.Module, ABC):
         chunk.
         """
         main, camera, after = self.mix(u, geometry, chunks, memory, collect=collect)
-        mixed = main.flatten(-2).to(u.dtype) + self.out_proj_cam(camera.flatten(-2).to(u.dtype))
-        gated = mixed.float() * functional.silu(self.output_gate(u).float())
-        return self.proj(gated.to(u.dtype)), after
+        camera = self.out_proj_cam(camera.flatten(-2).to(u.dtype))
+        return self.proj(output_gate(main.flatten(-2), camera, self.output_gate(u), u.dtype)), after
 
     @abstractmethod
     def mix(
