@@ -10,6 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sanawm_env.kernels.ray_encode import downscale, ray_encode
+from sanawm_env.kernels.rms_norm import rms_norm
+from sanawm_env.kernels.rms_norm.reference import rotate
+
+__all__ = ["RMSNorm", "RayEncoding", "RotaryFrequencies", "Rotation", "TimestepEmbedder", "downscale"]
+
 THETA = 10_000.0
 
 
@@ -21,8 +27,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """x [..., C]; with a rotation, x [B, T, S, C] is rotated head by head as well."""
+        return rms_norm(x, self.weight, self.eps, None if rotation is None else (rotation.cos, rotation.sin))
 
 
 class TimestepEmbedder(nn.Module):
@@ -49,14 +56,9 @@ class Rotation:
     cos: Tensor
     sin: Tensor
 
-    def __call__(self, x: Tensor, *, inverse: bool = False) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """x [B, T, S, N, lanes] with each pair (2j, 2j + 1) rotated by angle j, in fp32."""
-        sin = -self.sin if inverse else self.sin
-        if x.device.type == "cpu":  # complex numbers take one pass over memory where the real form takes six
-            pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-            return torch.view_as_real(pairs * torch.complex(self.cos, sin)).flatten(-2)
-        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-        return torch.stack([even * self.cos - odd * sin, even * sin + odd * self.cos], dim=-1).flatten(-2)
+        return rotate(x, self.cos, self.sin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,16 +120,6 @@ def _rates(count: int, device: torch.device) -> Tensor:
     return THETA ** (-torch.arange(count, device=device, dtype=torch.float64) / count)
 
 
-def transform_rays(x: Tensor, matrix: Tensor) -> Tensor:
-    """Groups of four lanes of x [B, T, S, N, L] multiplied by each token's 4x4 matrix [B, T, S, 4, 4], fp32."""
-    groups = x.float().unflatten(-1, (-1, 4))
-    if x.device.type == "cpu":
-        flat = groups.flatten(3, 4)
-        return (flat @ matrix.transpose(-1, -2)).reshape(x.shape)
-    # A product of thousands of 4x4 matrices is slow as a batched GEMM on a GPU; as a sum it fuses with its neighbours.
-    return (groups[..., None, :] * matrix[:, :, :, None, None]).sum(-1).flatten(-2)
-
-
 @dataclass(frozen=True, eq=False)
 class RayEncoding:
     """UCPE encoding of one call's tokens: half of each head by ray transforms, half by the camera's rotary angles
@@ -138,23 +130,14 @@ class RayEncoding:
     from_ray: Tensor
     rotation: Rotation
 
-    def query(self, x: Tensor) -> Tensor:
-        return self._encode(x, self.to_ray.transpose(-1, -2), inverse=False)
+    def query(self, x: Tensor, *, shrink: bool = False) -> Tensor:
+        """x [B, T, S, N, D] as queries, in its dtype; with `shrink`, no head's RMS exceeds that of x (`downscale`)."""
+        return ray_encode(x, self.to_ray.transpose(-1, -2), self.rotation.cos, self.rotation.sin, shrink=shrink)
 
-    def key(self, x: Tensor) -> Tensor:
-        return self._encode(x, self.from_ray, inverse=False)
+    def key(self, x: Tensor, *, shrink: bool = False) -> Tensor:
+        """x as keys or values, likewise."""
+        return ray_encode(x, self.from_ray, self.rotation.cos, self.rotation.sin, shrink=shrink)
 
     def output(self, x: Tensor) -> Tensor:
-        return self._encode(x, self.to_ray, inverse=True)
-
-    def _encode(self, x: Tensor, matrix: Tensor, *, inverse: bool) -> Tensor:
-        half = x.shape[-1] // 2
-        return torch.cat([transform_rays(x[..., :half], matrix), self.rotation(x[..., half:], inverse=inverse)], dim=-1)
-
-
-def downscale(encoded: Tensor, plain: Tensor) -> Tensor:
-    """`encoded` shrunk, a token and head at a time, so that its RMS does not exceed that of `plain` (spec dit.md
-    3.8.4).
-    """
-    rms = [torch.sqrt(x.float().square().mean(-1, keepdim=True) + 1e-6) for x in (plain, encoded)]
-    return encoded * (rms[0] / rms[1].clamp_min(1e-6)).clamp_max(1.0)
+        """What attention made of encoded values, back from ray coordinates."""
+        return ray_encode(x, self.to_ray, self.rotation.cos, self.rotation.sin, inverse=True)
