@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sanawm_env.conditioning import Conditioning
+from sanawm_env.kernels.gated_residual import gated_residual
 from sanawm_env.kernels.modulated_norm import modulated_norm
 from sanawm_env.model.attention import GatedDeltaAttention, Geometry, SoftmaxAttention
 from sanawm_env.model.chunks import ChunkGrid
@@ -98,14 +99,13 @@ class Block(nn.Module):
         table = self.scale_shift_table + modulation
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = table.to(x.dtype)[:, :, :, None].unbind(2)
         mixed, after = self.attn(modulated_norm(x, shift_a, scale_a), geometry, chunks, memory, collect=collect)
-        x = x + gate_a * mixed
-        x = x + self.plucker_proj(plucker)
+        x = gated_residual(x, gate_a, mixed, self.plucker_proj(plucker))
         if text is not None:
             x = x + self.cross_attn(x, *text)
         out, local = self.mlp(modulated_norm(x, shift_f, scale_f), grid, chunks, memory)
         if collect:
             after["ffn_tail"] = torch.stack([local[:, end - 1 : end] for end in chunks.ends], dim=1)
-        return x + gate_f * out, after
+        return gated_residual(x, gate_f, out), after
 
 
 class FinalLayer(nn.Module):
