@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sanawm_env.kernels.channels_to_space import channels_to_space
 from sanawm_env.kernels.conv_frames import conv_frames
 
 Cache = dict[str, Tensor]
@@ -147,12 +148,8 @@ def _upsample(module: Any, name: str, x: Tensor, stream: Stream) -> Tensor:
     """Convolution, then channels to time and space, plus the input enlarged likewise."""
     # The first latent stands for one frame: the others that the enlargement makes of it lie before the stream.
     drop = module.stride[0] - 1 if stream.is_start else 0
-    enlarged = _channels_to_space(_convolve(module.conv, f"{name}.conv", x, stream), module.stride)[:, drop:]
-    if not module.residual:
-        return enlarged
-    time, high, wide = module.stride
-    repeats = time * high * wide // module.upscale_factor
-    return enlarged + _channels_to_space(x, module.stride)[:, drop:].repeat(1, 1, 1, 1, repeats)
+    y = _convolve(module.conv, f"{name}.conv", x, stream)
+    return channels_to_space(y, x if module.residual else None, tuple(module.stride), drop)
 
 
 def _space_to_channels(x: Tensor, stride: tuple[int, int, int]) -> Tensor:
@@ -160,13 +157,6 @@ def _space_to_channels(x: Tensor, stride: tuple[int, int, int]) -> Tensor:
     time, high, wide = stride
     x = x.reshape(batch, frames // time, time, height // high, high, width // wide, wide, -1)
     return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(4)
-
-
-def _channels_to_space(x: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    batch, frames, height, width, _ = x.shape
-    time, high, wide = stride
-    x = x.reshape(batch, frames, height, width, -1, time, high, wide).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return x.reshape(batch, frames * time, height * high, width * wide, -1)
 
 
 def _fold_patches(pixels: Tensor, patch: int) -> Tensor:
