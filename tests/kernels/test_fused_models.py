@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
+from sanawm_env.conditioning import condition
 from sanawm_env.kernels import backend
 from sanawm_env.model.autoencoder import Autoencoder, AutoencoderConfig
-from sanawm_env.state import WorldState
-from sanawm_env.world import WorldModel, initial, step
+from sanawm_env.model.chunks import next_chunk
+from sanawm_env.model.config import tiny_config
+from sanawm_env.model.denoiser import Denoiser
+from sanawm_env.model.initialise import randomise
 
-# Ops that ran fused: each model must meet its own.
-WORLD = {
+# Ops that a denoiser must have run fused.
+DENOISER = {
     "frame_gates",
     "gated_residual",
     "gated_spatial_conv",
@@ -21,7 +26,7 @@ WORLD = {
     "ray_encode",
     "rms_norm",
 }
-PATH = torch.eye(4, dtype=torch.float64).repeat(1, 8, 1, 1)
+GRID = (2, 3)
 MIRRORED = AutoencoderConfig(
     latent_channels=8,
     encoder_widths=(16, 32),
@@ -45,15 +50,25 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return ran
 
 
-def opened(model: WorldModel) -> WorldState:
-    """A world after its first step, by the references."""
-    picture = torch.randint(0, 256, (1, 32, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return step(model, initial(model, picture, seeds=[3])[0], PATH, decode=False)[0]
-
-
-def stepped(model: WorldModel, state: WorldState) -> list[Tensor]:
-    """What one more step leaves behind; it reads the memory of the first."""
-    return [x.float() for x in step(model, state, PATH, decode=False)[0].tensors().values()]
+def predicted(denoiser: Denoiser) -> list[Tensor]:
+    """Prediction and new memory of one chunk that continues a world."""
+    config, draw = denoiser.config, torch.Generator().manual_seed(1)
+    path = torch.eye(4).repeat(1, 8, 1, 1)
+    path[..., 2, 3] = 0.02 * torch.arange(8)
+    given = condition(
+        path,
+        torch.tensor([[12.0, 12.0, 12.0, 8.0]]),
+        torch.tensor([[3, 4]]),
+        temporal_stride=4,
+        spatial_stride=8,
+        grid=GRID,
+        first=False,
+    )
+    memory = denoiser.memory(1, GRID, device=torch.device("cpu"), dtype=torch.float32)
+    memory = [{name: torch.rand(x.shape, generator=draw) for name, x in block.items()} for block in memory]
+    latents, level = torch.randn(1, 2, config.in_channels, *GRID, generator=draw), torch.tensor([[600.0, 600.0]])
+    out, after = denoiser(latents, level, given, next_chunk(2, (1,), 1), memory, collect=True)
+    return [out, *(x for block in after for x in block.values())]
 
 
 def decoded(config: AutoencoderConfig) -> list[Tensor]:
@@ -71,13 +86,13 @@ def assert_close(made: list[Tensor], wanted: list[Tensor]) -> None:
         assert x.shape == y.shape and (x - y).norm() <= 1e-4 * y.norm()
 
 
-@pytest.mark.slow
-def test_a_world_steps_alike(tiny_model: WorldModel, request: pytest.FixtureRequest) -> None:
-    state = opened(tiny_model)
-    wanted = stepped(tiny_model, opened(tiny_model))
+def test_a_denoiser_predicts_alike(request: pytest.FixtureRequest) -> None:
+    denoiser = Denoiser(dataclasses.replace(tiny_config().denoiser, window_chunks=2)).eval().requires_grad_(False)
+    randomise(denoiser, torch.Generator().manual_seed(0))
+    wanted = predicted(denoiser)
     ran = request.getfixturevalue("fused")
-    assert_close(stepped(tiny_model, state), wanted)
-    assert ran >= WORLD
+    assert_close(predicted(denoiser), wanted)
+    assert ran >= DENOISER
 
 
 def test_a_mirrored_autoencoder_decodes_alike(request: pytest.FixtureRequest) -> None:
