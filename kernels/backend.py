@@ -36,10 +36,10 @@ def resolve(
     "auto" takes "fused" on a CUDA device that can run it, of ops that are `MEASURED`, and "reference" elsewhere;
     "fused" where it cannot run is a BackendError. Triton's interpreter (TRITON_INTERPRET=1, for tests) runs "fused" on
     a CPU, but only when asked for. gradients: whether the result's gradients are wanted and the op's fused form has
-    none. obstacle: why the fused form cannot take these inputs, empty where it can. The choice is logged once, at level
-    DEBUG, under "sanawm_env.kernels".
+    none. Inside torch.compile "auto" is the reference, which the compiler fuses itself. obstacle: why the fused form
+    cannot take these inputs, empty where it can. The choice is logged once, at level DEBUG, under "sanawm_env.kernels".
     """
-    if (gradients or obstacle) and backend == "auto":
+    if backend == "auto" and (gradients or obstacle or torch.compiler.is_compiling()):
         return "reference"
     if gradients and backend == "fused":
         raise BackendError(f"backend 'fused' of {op} has no gradients.\nUse 'auto' or 'reference', or torch.no_grad().")

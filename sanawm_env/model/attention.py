@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sanawm_env.kernels.camera_scan import camera_scan
-from sanawm_env.kernels.encoding import downscale
 from sanawm_env.kernels.frame_gates import frame_gates
 from sanawm_env.kernels.main_scan import main_scan
+from sanawm_env.kernels.output_gate import output_gate
 from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.embeddings import RayEncoding, RMSNorm, Rotation
@@ -63,9 +62,8 @@ class SelfAttention(nn.Module, ABC):
         chunk.
         """
         main, camera, after = self.mix(u, geometry, chunks, memory, collect=collect)
-        mixed = main.flatten(-2).to(u.dtype) + self.out_proj_cam(camera.flatten(-2).to(u.dtype))
-        gated = mixed.float() * functional.silu(self.output_gate(u).float())
-        return self.proj(gated.to(u.dtype)), after
+        camera = self.out_proj_cam(camera.flatten(-2).to(u.dtype))
+        return self.proj(output_gate(main.flatten(-2), camera, self.output_gate(u), u.dtype)), after
 
     @abstractmethod
     def mix(
@@ -192,19 +190,19 @@ class SoftmaxAttention(SelfAttention):
     def mix(
         self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
     ) -> tuple[Tensor, Tensor, Memory]:
-        q, k, v = (self.split_heads(x) for x in self.qkv(u).chunk(3, dim=-1))
-        q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
-        qc = self._normed(self.split_heads(self.q_proj_cam(u)), self.q_norm_cam)
-        kc = self._normed(self.split_heads(self.k_proj_cam(u)), self.k_norm_cam)
-        vc = self.split_heads(self.v_proj_cam(u))
-        queries = self._cast(u, q=geometry.rotation(q), qe=self._seen(geometry.rays.query(qc), qc))
-        keys = self._keys(u, k, v, kc, vc, geometry.rotation, geometry.rays)
+        q, k, v = self.qkv(u).chunk(3, dim=-1)
+        kc, vc = self.k_norm_cam(self.k_proj_cam(u)), self.v_proj_cam(u)
+        queries = {
+            "q": self.split_heads(self.q_norm(q, geometry.rotation)),
+            "qe": geometry.rays.query(self.split_heads(self.q_norm_cam(self.q_proj_cam(u))), shrink=self._shrink),
+        }
+        keys = self._keys(k, v, kc, vc, geometry.rotation, geometry.rays)
         sink = memory
         if chunks.opening:
             first = slice(0, chunks.lengths[0])
             sink = {f"sink_{name}": x[:, first] for name, x in keys.items()}
             if self.config.sink_span is not None:
-                still = self._keys(u, k, v, kc, vc, geometry.still_rotation, geometry.still_rays)
+                still = self._keys(k, v, kc, vc, geometry.still_rotation, geometry.still_rays)
                 sink = {f"sink_{name}": x[:, first] for name, x in still.items()}
         reader = WindowReader(self.config, geometry.position, chunks, keys, sink, memory)
         scale = {"head": self.config.head_dim**-0.5, "pad128": (-(-self.config.head_dim // 128) * 128) ** -0.5}
@@ -213,19 +211,15 @@ class SoftmaxAttention(SelfAttention):
         return main, geometry.rays.output(camera), reader.after() if collect else {}
 
     def _keys(
-        self, u: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor, rotation: Rotation, rays: RayEncoding
+        self, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor, rotation: Rotation, rays: RayEncoding
     ) -> dict[str, Tensor]:
-        return self._cast(u, k=rotation(k), v=v, ke=self._seen(rays.key(kc), kc), ve=self._seen(rays.key(vc), vc))
+        """Keys and values [B, T, S, N, D] of both branches, of main keys before their norm and camera keys after it."""
+        k, v, kc, vc = (self.split_heads(x) for x in (self.k_norm(k, rotation), v, kc, vc))
+        return {"k": k, "v": v, "ke": rays.key(kc, shrink=self._shrink), "ve": rays.key(vc, shrink=self._shrink)}
 
-    def _normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
-        return self.split_heads(norm(x.flatten(-2)))
-
-    def _seen(self, encoded: Tensor, plain: Tensor) -> Tensor:
-        return downscale(encoded, plain) if self.config.switches.downscale_softmax else encoded
-
-    def _cast(self, u: Tensor, **tensors: Tensor) -> dict[str, Tensor]:
-        dtype = torch.get_autocast_dtype(u.device.type) if torch.is_autocast_enabled(u.device.type) else u.dtype
-        return {name: x.to(dtype) for name, x in tensors.items()}
+    @property
+    def _shrink(self) -> bool:
+        return self.config.switches.downscale_softmax
 
 
 def _tails(x: Tensor, tail: Tensor, chunks: ChunkGrid) -> Tensor:

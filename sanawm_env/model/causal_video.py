@@ -18,6 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sanawm_env.kernels.channels_to_space import channels_to_space
+from sanawm_env.kernels.conv_frames import conv_frames
+
 Cache = dict[str, Tensor]
 
 
@@ -36,16 +39,18 @@ class Stream:
     def is_start(self) -> bool:
         return self.old is None
 
-    def extend(self, name: str, x: Tensor, past: int) -> Tensor:
-        """x with the `past` frames before it: the cached ones, at the start its own first frame repeated.
+    def extend(self, name: str, x: Tensor, past: int, border: tuple[int, int], epsilon: float | None = None) -> Tensor:
+        """x, activated where an epsilon is given, with mirrored borders and the `past` frames before it: the cached
+        ones, at the start its own first frame repeated.
 
-        Where the stream is not causal, half of them come after it.
+        Where the stream is not causal, half of those frames come after it.
         """
         ahead = 0 if self.causal else past // 2
-        before = x[:, :1].expand(-1, past - ahead, -1, -1, -1) if self.old is None else self.old[name].to(x.dtype)
-        extended = torch.cat([before, x, x[:, -1:].expand(-1, ahead, -1, -1, -1)], dim=1)
+        before = None if self.old is None else self.old[name]
+        extended = conv_frames(x, before, past, ahead=ahead, border=border, epsilon=epsilon)
         if self.keep:
-            self.new[name] = extended[:, -past:].clone()
+            rows, columns = (slice(count, count + size) for count, size in zip(border, x.shape[2:4], strict=True))
+            self.new[name] = extended[:, -past:, rows, columns].clone(memory_format=torch.contiguous_format)
         return extended
 
 
@@ -69,7 +74,7 @@ def encode(encoder: Any, pixels: Tensor) -> Tensor:
         for downsampler in block.downsamplers or ():
             x = _downsample(downsampler, x, stream)
     x = _residual_blocks(encoder.mid_block, "", x, stream)
-    return _convolve(encoder.conv_out, "", _activate(encoder.norm_out, x), stream)
+    return _convolve(encoder.conv_out, "", x, stream, encoder.norm_out)
 
 
 def decode(decoder: Any, latents: Tensor, stream: Stream) -> Tensor:
@@ -82,7 +87,7 @@ def decode(decoder: Any, latents: Tensor, stream: Stream) -> Tensor:
         for j, upsampler in enumerate(block.upsamplers or ()):
             x = _upsample(upsampler, f"up_blocks.{i}.upsamplers.{j}", x, stream)
         x = _residual_blocks(block, f"up_blocks.{i}", x, stream)
-    x = _convolve(decoder.conv_out, "conv_out", _activate(decoder.norm_out, x), stream)
+    x = _convolve(decoder.conv_out, "conv_out", x, stream, decoder.norm_out)
     return _unfold_patches(x, decoder.patch_size)
 
 
@@ -102,32 +107,20 @@ def memory_shapes(decoder: nn.Module, height: int, width: int) -> Iterator[tuple
             scale *= upsampler.stride[1]
 
 
-def _convolve(causal: Any, name: str, x: Tensor, stream: Stream) -> Tensor:
+def _convolve(causal: Any, name: str, x: Tensor, stream: Stream, norm: Any = None) -> Tensor:
+    """Convolution of x; with a norm, of SiLU of x at unit root mean square over the channels of each pixel."""
     conv = causal.conv
-    taps, padding = conv.kernel_size[0], conv.padding[1:]
-    frames = x.shape[1]
-    x = stream.extend(name, x, taps - 1)
+    taps, padding, border = conv.kernel_size[0], conv.padding[1:], (0, 0)
     if conv.padding_mode == "reflect":
-        x, padding = _reflect(_reflect(x, padding[0], 2), padding[1], 3), (0, 0)
+        padding, border = border, padding
+    frames = x.shape[1]
+    x = stream.extend(name, x, taps - 1, border, None if norm is None else norm.eps)
     if x.device.type == "cpu":
         side_by_side = torch.cat([x[:, k : k + frames] for k in range(taps)], dim=-1)
         weight = conv.weight.transpose(1, 2).flatten(1, 2)
         y = F.conv2d(side_by_side.flatten(0, 1).permute(0, 3, 1, 2), weight, conv.bias, padding=padding)
         return y.permute(0, 2, 3, 1).unflatten(0, (x.shape[0], frames))
     return F.conv3d(x.permute(0, 4, 1, 2, 3), conv.weight, conv.bias, padding=(0, *padding)).permute(0, 2, 3, 4, 1)
-
-
-def _reflect(x: Tensor, count: int, dim: int) -> Tensor:
-    """x mirrored at both ends of an axis, where its layout in memory stays: torch's own padding would lose it."""
-    size = x.shape[dim]
-    before, after = x.narrow(dim, 1, count), x.narrow(dim, size - 1 - count, count)
-    return torch.cat([before.flip(dim), x, after.flip(dim)], dim=dim)
-
-
-def _activate(norm: Any, x: Tensor) -> Tensor:
-    """SiLU of x at unit root mean square over the channels of each pixel."""
-    # Autocast would go on in fp32 from here.
-    return F.silu(F.rms_norm(x, x.shape[-1:], eps=norm.eps)).to(x.dtype)
 
 
 def _residual_blocks(parent: Any, name: str, x: Tensor, stream: Stream) -> Tensor:
@@ -137,8 +130,8 @@ def _residual_blocks(parent: Any, name: str, x: Tensor, stream: Stream) -> Tenso
 
 
 def _residual_block(block: Any, name: str, x: Tensor, stream: Stream) -> Tensor:
-    y = _convolve(block.conv1, f"{name}.conv1", _activate(block.norm1, x), stream)
-    y = _convolve(block.conv2, f"{name}.conv2", _activate(block.norm2, y), stream)
+    y = _convolve(block.conv1, f"{name}.conv1", x, stream, block.norm1)
+    y = _convolve(block.conv2, f"{name}.conv2", y, stream, block.norm2)
     if block.conv_shortcut is not None:
         x = F.linear(block.norm3(x), block.conv_shortcut.weight.flatten(1), block.conv_shortcut.bias)
     return y + x
@@ -155,12 +148,8 @@ def _upsample(module: Any, name: str, x: Tensor, stream: Stream) -> Tensor:
     """Convolution, then channels to time and space, plus the input enlarged likewise."""
     # The first latent stands for one frame: the others that the enlargement makes of it lie before the stream.
     drop = module.stride[0] - 1 if stream.is_start else 0
-    enlarged = _channels_to_space(_convolve(module.conv, f"{name}.conv", x, stream), module.stride)[:, drop:]
-    if not module.residual:
-        return enlarged
-    time, high, wide = module.stride
-    repeats = time * high * wide // module.upscale_factor
-    return enlarged + _channels_to_space(x, module.stride)[:, drop:].repeat(1, 1, 1, 1, repeats)
+    y = _convolve(module.conv, f"{name}.conv", x, stream)
+    return channels_to_space(y, x if module.residual else None, tuple(module.stride), drop)
 
 
 def _space_to_channels(x: Tensor, stride: tuple[int, int, int]) -> Tensor:
@@ -168,13 +157,6 @@ def _space_to_channels(x: Tensor, stride: tuple[int, int, int]) -> Tensor:
     time, high, wide = stride
     x = x.reshape(batch, frames // time, time, height // high, high, width // wide, wide, -1)
     return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(4)
-
-
-def _channels_to_space(x: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    batch, frames, height, width, _ = x.shape
-    time, high, wide = stride
-    x = x.reshape(batch, frames, height, width, -1, time, high, wide).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return x.reshape(batch, frames * time, height * high, width * wide, -1)
 
 
 def _fold_patches(pixels: Tensor, patch: int) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sanawm_env.conditioning import Conditioning
+from sanawm_env.kernels.gated_residual import gated_residual
+from sanawm_env.kernels.modulated_norm import modulated_norm
 from sanawm_env.model.attention import GatedDeltaAttention, Geometry, SoftmaxAttention
 from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.model.config import DenoiserConfig
@@ -97,15 +99,14 @@ class Block(nn.Module):
         """
         table = self.scale_shift_table + modulation
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = table.to(x.dtype)[:, :, :, None].unbind(2)
-        mixed, after = self.attn(modulated(x, shift_a, scale_a), geometry, chunks, memory, collect=collect)
-        x = x + gate_a * mixed
-        x = x + self.plucker_proj(plucker)
+        mixed, after = self.attn(modulated_norm(x, shift_a, scale_a), geometry, chunks, memory, collect=collect)
+        x = gated_residual(x, gate_a, mixed, self.plucker_proj(plucker))
         if text is not None:
             x = x + self.cross_attn(x, *text)
-        out, local = self.mlp(modulated(x, shift_f, scale_f), grid, chunks, memory)
+        out, local = self.mlp(modulated_norm(x, shift_f, scale_f), grid, chunks, memory)
         if collect:
             after["ffn_tail"] = torch.stack([local[:, end - 1 : end] for end in chunks.ends], dim=1)
-        return x + gate_f * out, after
+        return gated_residual(x, gate_f, out), after
 
 
 class FinalLayer(nn.Module):
@@ -119,7 +120,7 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         table = (self.scale_shift_table + time[:, :, None]).to(x.dtype)
         shift, scale = table[:, :, :, None].unbind(2)
-        return self.linear(modulated(x, shift, scale))
+        return self.linear(modulated_norm(x, shift, scale))
 
 
 class Denoiser(nn.Module):
@@ -240,11 +241,6 @@ class Denoiser(nn.Module):
             still_rotation=rotary.rotation(given.position, grid, camera=False, time=False),
             still_rays=encoding(time=False),
         )
-
-
-def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without affine, then scale and shift a frame at a time."""
-    return functional.layer_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype) * (1 + scale) + shift
 
 
 def last_memory(after: list[Memory]) -> list[Memory]:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sanawm_env.kernels.encoding import encode, rms_norm, rotate
+from sanawm_env.kernels.encoding import rotate
+from sanawm_env.kernels.ray_encode import ray_encode
+from sanawm_env.kernels.rms_norm import rms_norm
 
 THETA = 10_000.0
 
@@ -23,8 +25,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """x [..., C]; with a rotation, x [B, T, S, C] is rotated head by head as well."""
+        return rms_norm(x, self.weight, self.eps, None if rotation is None else (rotation.cos, rotation.sin))
 
 
 class TimestepEmbedder(nn.Module):
@@ -125,11 +128,14 @@ class RayEncoding:
     from_ray: Tensor
     rotation: Rotation
 
-    def query(self, x: Tensor) -> Tensor:
-        return encode(x, self.to_ray.transpose(-1, -2), self.rotation.cos, self.rotation.sin)
+    def query(self, x: Tensor, *, shrink: bool = False) -> Tensor:
+        """x [B, T, S, N, D] as queries, in its dtype; with `shrink`, no head's RMS exceeds that of x (`downscale`)."""
+        return ray_encode(x, self.to_ray.transpose(-1, -2), self.rotation.cos, self.rotation.sin, shrink=shrink)
 
-    def key(self, x: Tensor) -> Tensor:
-        return encode(x, self.from_ray, self.rotation.cos, self.rotation.sin)
+    def key(self, x: Tensor, *, shrink: bool = False) -> Tensor:
+        """x as keys or values, likewise."""
+        return ray_encode(x, self.from_ray, self.rotation.cos, self.rotation.sin, shrink=shrink)
 
     def output(self, x: Tensor) -> Tensor:
-        return encode(x, self.to_ray, self.rotation.cos, -self.rotation.sin)
+        """What attention made of encoded values, back from ray coordinates."""
+        return ray_encode(x, self.to_ray, self.rotation.cos, self.rotation.sin, inverse=True)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sanawm_env.kernels.chunk_frames import masked
+from sanawm_env.kernels.gated_spatial_conv import gated_spatial_conv
 from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.model.config import DenoiserConfig
 
@@ -51,14 +52,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int], chunks: ChunkGrid, memory: Memory) -> tuple[Tensor, Tensor]:
         """Returns the output and the frame-local part f [B, T, S, C], whose last frame is the next chunk's tail."""
-        p = functional.silu(self.inverted_conv.conv(x))
-        value, gate = self._spatial(p, grid).chunk(2, dim=-1)
-        f = self.point_conv.conv(value * functional.silu(gate))
+        depth = self.depth_conv.conv
+        mixed = gated_spatial_conv(self.inverted_conv.conv(x), depth.weight, depth.get_parameter("bias"), grid)
+        f = self.point_conv.conv(mixed)
         before = torch.cat([memory["ffn_tail"].to(f.dtype), f[:, :-1]], dim=1)
         after = masked(torch.roll(f, -1, dims=1), chunks.same_chunk(1))
         return f + self.t_conv(torch.cat([before, f, after], dim=-1)), f
-
-    def _spatial(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        # Channels-last memory is the tokens' own layout, so the depthwise convolution needs no copy.
-        frames = x.unflatten(2, grid).flatten(0, 1).permute(0, 3, 1, 2)
-        return self.depth_conv.conv(frames).permute(0, 2, 3, 1).reshape(x.shape)

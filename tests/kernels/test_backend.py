@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+
 import pytest
 import torch
 
@@ -11,6 +14,9 @@ from sanawm_env.kernels import backend
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Imported without the variable, Triton's own functions would be compiled ones in every test that follows.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     backend._resolve.cache_clear()
 
@@ -37,6 +43,14 @@ def test_interpreter_is_used_only_when_asked_for(monkeypatch: pytest.MonkeyPatch
     pytest.importorskip("triton", reason="the interpreter is part of triton")
     assert backend.resolve("fused", "cpu") == "fused"
     assert backend.resolve("auto", "cpu") == "reference"
+
+
+def test_auto_inside_a_compiled_function_is_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_resolve", lambda *asked: "fused")
+    assert backend.resolve("auto", "cuda") == "fused"
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert backend.resolve("auto", "cuda") == "reference"
+    assert backend.resolve("fused", "cuda") == "fused"
 
 
 def test_unknown_name_is_an_error_with_the_nearest() -> None:
