@@ -31,7 +31,7 @@ class EpisodeStore:
         self.path = Path(path)
         # The index first: whatever a writer adds from now on, everything read after it holds at least what it names.
         self.ends = _read_ends(self.path)
-        group = _open(self.path)
+        group = open_group(self.path)
         self.attributes: Mapping[str, Any] = dict(group.attrs)
         self.info = StoreInfo.of(self.attributes)
         self.sources: list[dict[str, Any]] = list(self.attributes.get("sources", ()))
@@ -171,7 +171,7 @@ class EpisodeStore:
 VERIFY = "`sanawm verify` says what is damaged; restore it from a copy"
 
 
-def _open(path: Path) -> Any:
+def open_group(path: Path) -> Any:
     """The group of a store, once its attributes are found to be of this format and version."""
     try:
         group = zarr.open_group(path, mode="r", zarr_format=3)
@@ -190,7 +190,7 @@ def _open(path: Path) -> Any:
 
 
 def _read_ends(path: Path) -> np.ndarray:
-    group = _open(path)
+    group = open_group(path)
     if not (path / schema.ENDS / METADATA).exists():
         raise StorageError(f"{path} has no {schema.ENDS}: it was not written to its end; record it again")
     try:

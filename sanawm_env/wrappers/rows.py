@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,8 +88,6 @@ def provenance(
     env: Worlds, info: Mapping[str, Any], *, licences: Sequence[str] = (), extra: Mapping[str, Any] | None = None
 ) -> Provenance:
     """Where an episode comes from. info: of its reset, of one world. licences: of its picture, beside the weights'."""
-    from sanawm_env.benchmarks.machine import commit
-
     model = env.model
     return Provenance(
         bundle=model.config.name,
@@ -101,7 +100,7 @@ def provenance(
         intrinsics_source=str(info["intrinsics_source"]),
         units_per_metre=model.config.units_per_metre if info["calibrated"] else None,
         package_version=__version__,
-        package_commit=commit(),
+        package_commit=_commit(),
         licences=tuple(filter(None, (model.licence, *licences))),
         extra=dict(extra or {}),
     )
@@ -123,6 +122,13 @@ def truth_rows(room: int, poses: np.ndarray, intrinsics: np.ndarray, size: tuple
         "truth_depth": seen.depth[0].numpy(),
         "truth_instances": seen.instance[0].numpy(),
     }
+
+
+@functools.cache  # a process asks git once, not at every reset
+def _commit() -> str | None:
+    from sanawm_env.benchmarks.machine import commit
+
+    return commit()
 
 
 def _of(info: Mapping[str, Any], world: int | None) -> Mapping[str, Any]:
