@@ -119,7 +119,7 @@ def report(found: Mapping[str, Any]) -> str:
         *(("GPU", _gpu_line(gpu)) for gpu in found["gpu"]),
         *([("GPU", f"none: {found['no_gpu_because']}")] if not found["gpu"] else []),
         ("kernels", "Triton" if found["kernels"] == "Triton" else f"plain torch ({found['kernels']})"),
-        *((f"precision {name}", runs) for name, runs in found["precisions"].items()),
+        *found["precisions"].items(),
         ("Hub cache", f"{hub['cache']}, {_size(hub['free_bytes'])} free{', offline' if hub['offline'] else ''}"),
         ("versions", ", ".join(f"{name} {version or '(missing)'}" for name, version in found["versions"].items())),
     ]

@@ -108,7 +108,7 @@ def _headline(model: WorldModel, scenes: int, seed: int, frames: int) -> dict[st
         "bundle_sha256": model.fingerprint,
         "device": device.type,
         "machine": machine,
-        "precision": str(model.dtype).removeprefix("torch."),
+        "precision": model.execution,
         "resolution": [config.height, config.width],
         "scenes": scenes,
         "seed": seed,
