@@ -129,7 +129,7 @@ def test_time_limit_of_a_task_truncates(tiny_model: WorldModel) -> None:
 def test_an_interrupt_within_a_step_leaves_the_last_committed_world(
     env: SanaWMEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     env.reset(seed=0)
