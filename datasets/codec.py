@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from abc import abstractmethod
 from typing import Any, ClassVar, Self
 
 import imagecodecs
@@ -35,13 +36,13 @@ class PictureCodec(ArrayBytesCodec):
     def to_dict(self) -> dict[str, JSON]:
         return {"name": self.name, "configuration": dataclasses.asdict(self)}
 
+    @abstractmethod
     def encode_picture(self, picture: np.ndarray) -> bytes:
         """File of a picture [H, W, 3]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode_picture(self, content: bytes) -> np.ndarray:
         """The picture [H, W, 3] of a file."""
-        raise NotImplementedError
 
     def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
         if len(shape) != 4 or shape[-1] != 3 or dtype.to_native_dtype() != np.uint8:
