@@ -1,13 +1,14 @@
 """Pictures, depth and instance masks of rooms: a ray-caster batched over scenes and frames, on CPU and CUDA.
 
-One function of fixed tensor shapes does a block of frames; on CUDA it is compiled once for each frame size and cached.
+A few functions of fixed tensor shapes do a block of frames; on CUDA they are compiled once for each frame size and
+cached.
 Light: an even ambient part, darker in corners and beside furniture, and two point lights with soft cast shadows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from sanawm_env.errors import PoseError
 from sanawm_env.rooms import layout
-from sanawm_env.rooms.geometry import present_parts
+from sanawm_env.rooms.geometry import Surroundings, Vector, nearest_hit, present_parts, surroundings
 from sanawm_env.rooms.scenes import Scenes
 from sanawm_env.rooms.shading import nearest_decal, shade
-from sanawm_env.rooms.surfaces import Tables, camera_of, trace
+from sanawm_env.rooms.surfaces import Camera, Surface, Tables, camera_of, surface_at
 
-_CUDA_FRAMES = 32  # frames in a block on CUDA
+_CUDA_FRAMES = 64  # frames in a block on CUDA
 _CPU_RAYS = 20480  # rays in a block on a CPU, so that a block's values stay in cache
 LENS_WIDTH = 1.8  # pixels that a pixel's samples spread over: no edge is sharper than a camera's lens would show it
 MID_GREY, CONTRAST = 0.5, 0.84  # what the film keeps of the scene's contrast
@@ -39,42 +40,82 @@ class Render:
     instance: Tensor
 
 
-def _picture(poses: Tensor, intrinsics: Tensor, pixels: Tensor, offsets: Tensor, tables: Tables) -> Tensor:
-    """uint8 [N, P, 3] of pixels [P, 2] (u, v), averaged over sub-pixel offsets [S, 2]."""
+def _rays(poses: Tensor, intrinsics: Tensor, pixels: Tensor, offsets: Tensor) -> tuple[Camera, Vector]:
+    """Cameras [N], and directions [N, S P] through pixels [P, 2] (u, v) at each of the sub-pixel offsets [S, 2]."""
     camera = camera_of(poses, intrinsics)
-    count = offsets.shape[0]
     spots = (pixels[None] + offsets[:, None]).flatten(0, 1)
-    hit = trace(tables, camera, camera.direction(spots[:, 0], spots[:, 1]), LENS_WIDTH * count**-0.5)
+    return camera, camera.direction(spots[:, 0], spots[:, 1])
+
+
+def _film(tables: Tables, hit: Surface, around: Surroundings, count: int) -> Tensor:
+    """uint8 [N, P, 3], averaged over `count` samples a pixel."""
     planes = []
-    for channel in shade(tables, hit):
+    for channel in shade(tables, hit, around):
         bright = channel.clamp(0.0, 1.0).unflatten(1, (count, -1)).mean(dim=1)
         bright = MID_GREY + CONTRAST * (bright - MID_GREY)
         planes.append((bright * 255.0).round().to(torch.uint8))
     return torch.stack(planes, dim=-1)
 
 
-def _centres(poses: Tensor, intrinsics: Tensor, pixels: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
-    """Depth float32 and instance int16 [N, P] through the centres of pixels [P, 2]."""
-    camera = camera_of(poses, intrinsics)
-    hit = trace(tables, camera, camera.direction(pixels[:, 0], pixels[:, 1]), 1.0)
+def _labels(tables: Tables, hit: Surface) -> Tensor:
+    """Instance int16 [N, P] of what rays met."""
     decal = nearest_decal(tables, hit)
-    owners = torch.tensor(layout.OWNER, device=pixels.device) + layout.INSTANCE_OBJECT
+    owners = torch.tensor(layout.OWNER, device=hit.depth.device) + layout.INSTANCE_OBJECT
     furniture = owners[hit.primitive.clamp(max=layout.PRIMITIVES - 1)]
     shell = hit.surface - layout.FLOOR + layout.INSTANCE_FLOOR
     shell = torch.where(decal.cover > 0.5, layout.INSTANCE_DECAL + decal.slot, shell)
-    return hit.depth, torch.where(hit.primitive == layout.SHELL, shell, furniture).to(torch.int16)
+    return torch.where(hit.primitive == layout.SHELL, shell, furniture).to(torch.int16)
 
 
-def _block_function(function: Callable[..., Any], shape: tuple[int, int, int], compiled: bool) -> Callable[..., Any]:
-    return _compiled(function, shape) if compiled else function
+@dataclass(frozen=True, kw_only=True)
+class _Stages:
+    """The functions that frames are made of, plain or compiled for one shape of block."""
+
+    rays: Callable[..., tuple[Camera, Vector]] = _rays
+    nearest_hit: Callable[..., tuple[Tensor, Tensor]] = nearest_hit
+    surface_at: Callable[..., Surface] = surface_at
+    surroundings: Callable[..., Surroundings] = surroundings
+    film: Callable[..., Tensor] = _film
+    labels: Callable[..., Tensor] = _labels
+
+    def trace(
+        self, tables: Tables, poses: Tensor, intrinsics: Tensor, pixels: Tensor, offsets: Tensor, spacing: float
+    ) -> Surface:
+        """What the rays through pixels [P, 2] + offsets [S, 2] meet, all [N, S P]; spacing: between samples, pixels."""
+        camera, direction = self.rays(poses, intrinsics, pixels, offsets)
+        depth, primitive = self.nearest_hit(tables.primitives, camera.origin, direction, tables.parts)
+        return self.surface_at(tables, camera, direction, depth, primitive, spacing)
+
+    def picture(self, tables: Tables, poses: Tensor, intrinsics: Tensor, pixels: Tensor, offsets: Tensor) -> Tensor:
+        """uint8 [N, P, 3] of pixels [P, 2] (u, v), averaged over sub-pixel offsets [S, 2]."""
+        count = len(offsets)
+        hit = self.trace(tables, poses, intrinsics, pixels, offsets, LENS_WIDTH * count**-0.5)
+        around = self.surroundings(tables.primitives, hit.point, hit.primitive, tables.lights, tables.parts)
+        return self.film(tables, hit, around, count)
+
+    def centres(self, tables: Tables, poses: Tensor, intrinsics: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Depth float32 and instance int16 [N, P] through the centres of pixels [P, 2]."""
+        hit = self.trace(tables, poses, intrinsics, pixels, torch.zeros_like(pixels[:1]), 1.0)
+        return hit.depth, self.labels(tables, hit)
+
+
+_PLAIN = _Stages()
 
 
 @lru_cache(maxsize=16)
-def _compiled(function: Callable[..., Any], shape: tuple[int, int, int]) -> Callable[..., Any]:
-    """The compiled twin of a block function, one for each block shape (frames, pixels, samples)."""
-    # Kept in registers, the reductions over primitives make one kernel that Triton 3.6 cannot compile.
-    return torch.compile(
-        function, dynamic=False, fullgraph=True, options={"triton.persistent_reductions": False, "max_fusion_size": 8}
+def _compiled(shape: tuple[int, int, int]) -> _Stages:
+    """Stages compiled for one block shape (frames, pixels, samples).
+
+    By stages, because in one function the compiler spreads the reductions over primitives and what follows over many
+    kernels that pass values through memory. Larger fusions, or reductions kept in registers, make kernels that Triton
+    3.6 cannot compile.
+    """
+    options: dict[str, Any] = {"triton.persistent_reductions": False, "max_fusion_size": 32}
+    return _Stages(
+        **{
+            stage.name: torch.compile(getattr(_PLAIN, stage.name), dynamic=False, fullgraph=True, options=options)
+            for stage in fields(_Stages)
+        }
     )
 
 
@@ -129,13 +170,11 @@ def render(
             stop = min(rows.start + len(rows), total)
             frame = torch.arange(rows.start, rows.stop, device=device).clamp(max=total - 1)
             tables = _tables(scenes, scene_of_frame[frame], lean=not use_compiled)
-            inputs = (flat_poses[frame], flat_lens[frame], pixels[patch])
-            shape = (len(rows), len(inputs[2]), len(offsets))
-            draw = _block_function(_picture, shape, use_compiled)
-            rgb[rows.start : stop, patch] = draw(*inputs, offsets, tables)[: stop - rows.start]
+            inputs = (tables, flat_poses[frame], flat_lens[frame], pixels[patch])
+            stages = _compiled((len(rows), len(inputs[3]), len(offsets))) if use_compiled else _PLAIN
+            rgb[rows.start : stop, patch] = stages.picture(*inputs, offsets)[: stop - rows.start]
             if geometry:
-                probe = _block_function(_centres, shape, use_compiled)
-                for target, value in zip((depth, instance), probe(*inputs, tables), strict=True):
+                for target, value in zip((depth, instance), stages.centres(*inputs), strict=True):
                     target[rows.start : stop, patch] = value[: stop - rows.start]
     planes = (len(scenes), total // len(scenes), *size) if geometry else (0,)
     return Render(rgb=rgb.view(len(scenes), -1, *size, 3), depth=depth.view(planes), instance=instance.view(planes))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sanawm_env.rooms import layout
-from sanawm_env.rooms.geometry import Vector, surroundings
+from sanawm_env.rooms.geometry import Surroundings, Vector
 from sanawm_env.rooms.surfaces import Surface, Tables, gather
 from sanawm_env.rooms.textures import edge_cover, pattern
 
@@ -70,12 +70,11 @@ def _corners(tables: Tables, hit: Surface) -> Tensor:
     return share
 
 
-def shade(tables: Tables, hit: Surface) -> list[Tensor]:
+def shade(tables: Tables, hit: Surface, around: Surroundings) -> list[Tensor]:
     """Red, green and blue [N, R] in [0, 1]."""
     material = gather(tables.materials, hit.surface)
     base = pattern(material, hit.u, hit.v, hit.width_u, hit.width_v)
     colour, glow = _paint(nearest_decal(tables, hit), hit, base, material[:, layout.GLOW])
-    around = surroundings(tables.primitives, hit.point, hit.primitive, tables.lights, tables.parts)
     ambient = around.open * _corners(tables, hit) * (1.0 - 0.10 * hit.normal.y)
     strengths = []
     for index, arrives in enumerate(around.light):

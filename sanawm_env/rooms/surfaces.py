@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sanawm_env.rooms import layout
-from sanawm_env.rooms.geometry import ALL_PARTS, Body, Part, Vector, nearest_hit, turn
+from sanawm_env.rooms.geometry import ALL_PARTS, Body, Part, Vector, turn
 
 _FOOTPRINT = 1.2  # width of the texture filter, in sample distances
 
@@ -67,8 +67,10 @@ def gather(table: Tensor, index: Tensor) -> Tensor:
     return table.gather(2, index[:, None].expand(-1, table.shape[1], -1))
 
 
-def trace(tables: Tables, camera: Camera, direction: Vector, spacing: float) -> Surface:
-    depth, primitive = nearest_hit(tables.primitives, camera.origin, direction, tables.parts)
+def surface_at(
+    tables: Tables, camera: Camera, direction: Vector, depth: Tensor, primitive: Tensor, spacing: float
+) -> Surface:
+    """Where rays [N, R] end at `depth` on `primitive`, as `nearest_hit` gives them; spacing: of the samples, pixels."""
     columns = gather(tables.primitives, primitive).unbind(1)
     hit = Body(Vector(*columns[0:3]), Vector(*columns[3:6]), columns[6], columns[7])
     point = Vector(*(o + depth * d for o, d in zip(camera.origin, direction, strict=True)))
