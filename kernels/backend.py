@@ -22,9 +22,6 @@ MIN_CAPABILITY = (8, 0)
 # Ada; Hopper and Blackwell follow.
 FP8_CAPABILITY = (8, 9)
 
-# Ops whose fused form has run on a card, was right there and pays. "auto" leaves the others alone until they have.
-MEASURED = frozenset({"philox", "frame_gates"})
-
 _log = logging.getLogger("sanawm_env.kernels")
 
 
@@ -33,11 +30,11 @@ def resolve(
 ) -> Resolved:
     """Implementation that `op` runs on `device`: "reference" (plain torch) or "fused" (Triton).
 
-    "auto" takes "fused" on a CUDA device that can run it, of ops that are `MEASURED`, and "reference" elsewhere;
-    "fused" where it cannot run is a BackendError. Triton's interpreter (TRITON_INTERPRET=1, for tests) runs "fused" on
-    a CPU, but only when asked for. gradients: whether the result's gradients are wanted and the op's fused form has
-    none. Inside torch.compile "auto" is the reference, which the compiler fuses itself. obstacle: why the fused form
-    cannot take these inputs, empty where it can. The choice is logged once, at level DEBUG, under "sanawm_env.kernels".
+    "auto" takes "fused" on a CUDA device that can run it and "reference" elsewhere; "fused" where it cannot run is a
+    BackendError. Triton's interpreter (TRITON_INTERPRET=1, for tests) runs "fused" on a CPU, but only when asked for.
+    gradients: whether the result's gradients are wanted and the op's fused form has none. Inside torch.compile "auto"
+    is the reference, which the compiler fuses itself. obstacle: why the fused form cannot take these inputs, empty
+    where it can. The choice is logged once, at level DEBUG, under "sanawm_env.kernels".
     """
     if backend == "auto" and (gradients or obstacle or torch.compiler.is_compiling()):
         return "reference"
@@ -57,7 +54,7 @@ def _resolve(backend: str, kind: str, index: int | None, op: str) -> Resolved:
     obstacle = fused_obstacle(device)
     if backend == "fused" and obstacle:
         raise BackendError(f"backend 'fused' of {op} cannot run on {device}: {obstacle}.\nUse 'auto' or 'reference'.")
-    fused = backend == "fused" or (backend == "auto" and kind == "cuda" and not obstacle and op in MEASURED)
+    fused = backend == "fused" or (backend == "auto" and kind == "cuda" and not obstacle)
     chosen: Resolved = "fused" if fused else "reference"
     _log.debug("%s on %s: %s (asked for %s)", op, device, chosen, backend)
     return chosen

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sanawm_env.kernels.chunk_frames import masked
 from sanawm_env.kernels.gated_spatial_conv import gated_spatial_conv
+from sanawm_env.kernels.temporal_taps import temporal_taps
 from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.model.config import DenoiserConfig
 
@@ -55,6 +54,4 @@ class FeedForward(nn.Module):
         depth = self.depth_conv.conv
         mixed = gated_spatial_conv(self.inverted_conv.conv(x), depth.weight, depth.get_parameter("bias"), grid)
         f = self.point_conv.conv(mixed)
-        before = torch.cat([memory["ffn_tail"].to(f.dtype), f[:, :-1]], dim=1)
-        after = masked(torch.roll(f, -1, dims=1), chunks.same_chunk(1))
-        return f + self.t_conv(torch.cat([before, f, after], dim=-1)), f
+        return f + self.t_conv(temporal_taps(f, memory["ffn_tail"], chunks.lengths)), f
