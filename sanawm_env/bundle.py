@@ -56,6 +56,7 @@ def load(
     offload: Offload | None = None,
     layers: LayerList | None = None,
     simulate: bool = False,
+    captured: bool | None = None,
 ) -> WorldModel:
     """The world model of an embedded bundle's name or of a bundle's folder; loaded once a process, then shared.
 
@@ -64,13 +65,14 @@ def load(
     "nvfp4" (weights in 4.5 bits) quantise the denoiser's large layers while they are read. offload: see
     `placement.find_offload`. layers: which of them, "default" if None, or "max" for the camera's projections and the
     temporal convolutions too. simulate: FP8 where there is no such product, slowly, by one that rounds the same;
-    `model.execution` says so. BundleError: an unknown name, a missing or damaged file, a bundle of another format.
-    BackendError: a device that cannot run the precision.
+    `model.execution` says so. captured: see `placement.find_captured`; `model.captured` says it. BundleError: an
+    unknown name, a missing or damaged file, a bundle of another format. BackendError: a device that cannot run the
+    precision.
     """
     folder = _folder(name_or_path)
     told, fingerprint = _read_description(folder)
     precision, layers = _as_stored(folder, told, precision, layers)
-    wanted = place(device, precision, offload, layers, simulate=simulate)
+    wanted = place(device, precision, offload, layers, simulate=simulate, captured=captured)
     if wanted.quantisation is not None:
         wanted.quantisation.check_runs(wanted.device)
     key = (str(folder), fingerprint, wanted)
@@ -85,12 +87,14 @@ def open_model(
     device: str | torch.device | None,
     precision: Precision,
     offload: Offload | None = None,
+    captured: bool | None = None,
 ) -> WorldModel:
     """The model itself, or the one that this process shares for the bundle's name or folder."""
     if not isinstance(bundle, WorldModel):
-        return load(bundle, device=device, precision=precision, offload=offload)
-    if offload is not None:
-        raise ConfigError(f"offload is {offload!r}, but the model is loaded already; say it to what loads the model.")
+        return load(bundle, device=device, precision=precision, offload=offload, captured=captured)
+    for name, value in (("offload", offload), ("captured", captured)):
+        if value is not None:
+            raise ConfigError(f"{name} is {value!r}, but the model is loaded already; say it to what loads the model.")
     if device is not None:
         asked = find_device(device)
         if asked.type != bundle.device.type or asked.index not in (None, bundle.device.index):
@@ -178,7 +182,7 @@ def assemble(
     causal_video.lay_out(autoencoder.vae)
     for part in (denoiser, autoencoder):
         offload_part(part, placement.offload, placement.device)
-    return WorldModel(config, denoiser, autoencoder, fingerprint)
+    return WorldModel(config, denoiser, autoencoder, fingerprint, captured=placement.captured)
 
 
 def known() -> list[str]:

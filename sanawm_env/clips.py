@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sanawm_env.advance import refiner_text
 from sanawm_env.camera import check_rigid
 from sanawm_env.errors import ConfigError, PoseError
 from sanawm_env.kernels.philox import normal
@@ -20,7 +21,7 @@ from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.offload import on_device
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.state import StepOutput, WorldState
-from sanawm_env.world import WorldModel, check_seeds, check_text, initial, refiner_text, step, told
+from sanawm_env.world import WorldModel, check_seeds, check_text, initial, step, told
 
 
 @torch.no_grad()

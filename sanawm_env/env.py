@@ -49,6 +49,7 @@ class Worlds:
         device: str | None = None,
         precision: Precision = "auto",
         offload: Offload | None = None,
+        captured: bool | None = None,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
@@ -61,7 +62,8 @@ class Worlds:
         if render_mode is not None:
             check_choice("render_mode", render_mode, RENDER_MODES)
         config = read_config(options, self.episodes_kind.config_kind)
-        self._adopt(self.episodes_kind(open_model(bundle, device, precision, offload), config, num_envs), render_mode)
+        model = open_model(bundle, device, precision, offload, captured)
+        self._adopt(self.episodes_kind(model, config, num_envs), render_mode)
 
     def _adopt(self, episodes: Episodes, render_mode: str | None) -> None:
         """Makes these episodes the environment's own; spaces are those of one world."""
@@ -152,11 +154,12 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
     """One world that an agent steps a chunk of F frames at a time.
 
     bundle: name or folder of a world model, which all environments of a process share, or a `WorldModel`. device: where
-    to run it, the best there is if None. precision: "auto", "bf16", "fp32", or "fp8" and
-    "nvfp4" of `sanawm_env.load`, of which `model.execution` says what runs. offload: None, or "parts" or "blocks" of
-    `bundle.load`. render_mode: None, "rgb_array" (the newest frame) or "rgb_array_list" (all frames since the last
-    call); to watch live, wrap the environment in `wrappers.viewer.RerunViewer`. options: the fields of
-    `episodes.EnvConfig`: action_map, action_options, action_mode, observation, frames, task, horizon, strict.
+    to run it, the best there is if None. precision: "auto", "bf16", "fp32", or "fp8" and "nvfp4" of `sanawm_env.load`,
+    of which `model.execution` says what runs. offload: None, or "parts" or "blocks" of `bundle.load`. captured: whether
+    steps are replayed from CUDA graphs; None where they can be. render_mode: None, "rgb_array" (the newest frame) or
+    "rgb_array_list" (all frames since the last call); to watch live, wrap the environment in
+    `wrappers.viewer.RerunViewer`. options: the fields of `episodes.EnvConfig`: action_map, action_options, action_mode,
+    observation, frames, task, horizon, strict.
 
     `step` returns exactly F frames; k steps after a reset make 1 + kF. The reward is the sum over the chunk's frames
     up to the end of the episode. `terminated` comes from the task alone, `truncated` from the horizon, the task's time
@@ -178,11 +181,13 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
         device: str | None = None,
         precision: Precision = "auto",
         offload: Offload | None = None,
+        captured: bool | None = None,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
         given = {"frames": "all", **options}
-        self._open(1, bundle, device=device, precision=precision, offload=offload, render_mode=render_mode, **given)
+        given |= {"device": device, "precision": precision, "offload": offload, "captured": captured}
+        self._open(1, bundle, render_mode=render_mode, **given)
         self._shown: list[np.ndarray] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

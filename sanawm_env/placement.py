@@ -20,13 +20,14 @@ Precision = Literal["auto", "bf16", "fp32", "fp8", "nvfp4"]
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """device: where it computes. dtype: of states and of all weights that are not quantised. offload: as `find_offload`
-    gives it. quantisation: of the denoiser's large layers.
+    gives it. quantisation: of the denoiser's large layers. captured: whether steps are replayed from CUDA graphs.
     """
 
     device: torch.device
     dtype: torch.dtype
     offload: Offload | None = None
     quantisation: Quantisation | None = None
+    captured: bool = False
 
 
 def place(
@@ -36,16 +37,19 @@ def place(
     layers: LayerList | None = None,
     *,
     simulate: bool = False,
+    captured: bool | None = None,
 ) -> Placement:
     """The placement of `bundle.load`'s arguments. ConfigError or BackendError as `find_device`, `find_dtype`,
-    `find_quantisation` and `find_offload`.
+    `find_quantisation`, `find_offload` and `find_captured`.
     """
     target = find_device(device)
+    moved = find_offload(offload, target)
     return Placement(
         device=target,
         dtype=find_dtype(precision, target),
-        offload=find_offload(offload, target),
+        offload=moved,
         quantisation=find_quantisation(precision, layers, simulate=simulate),
+        captured=find_captured(captured, target, moved),
     )
 
 
@@ -101,3 +105,16 @@ def find_offload(offload: Offload | None, device: torch.device) -> Offload | Non
             "memory, slowest)."
         )
     return None if device.type == "cpu" else offload
+
+
+def find_captured(captured: bool | None, device: torch.device, offload: Offload | None) -> bool:
+    """Whether steps are replayed from CUDA graphs: None where it can be, True or False as asked.
+
+    BackendError: True on a CPU, or with offloaded weights, whose place in memory a graph could not know.
+    """
+    obstacle = "the device is a CPU" if device.type == "cpu" else ""
+    if offload is not None:
+        obstacle = f"offload is {offload!r}, which moves the weights that a graph reads"
+    if captured and obstacle:
+        raise BackendError(f"captured is True, but {obstacle}; use captured=False, or None for the best there is.")
+    return not obstacle if captured is None else captured

@@ -55,6 +55,7 @@ def from_pretrained(
     device: torch.device | str | None = None,
     precision: Precision = "auto",
     offload: Offload | None = None,
+    captured: bool | None = None,
     autoencoder: str | Path | None = None,
     size: tuple[int, int] = SIZE,
 ) -> WorldModel:
@@ -62,16 +63,16 @@ def from_pretrained(
 
     source: a Hub id such as "Efficient-Large-Model/SANA-WM_streaming", or a folder in one of the public layouts
     (`layouts.LAYOUTS`). variant: what its weights were trained as. revision: branch, tag or commit of a Hub id. device,
-    precision, offload: of `bundle.load`. autoencoder: where the autoencoder comes from, for a source that has none (the
-    chunk-causal teacher) or in place of its own: a Hub id, a folder with one inside, or its own folder. size: height
-    and width of frames in pixels; the released weights are trained for 704x1280. A bundle of ours has both of its own.
-    What is missing is downloaded; `plan` tells it beforehand. BundleError: nothing is found, or tensors are missing,
-    unexpected, of a wrong shape or not finite. Spec rollout.md 1 and 4, dit.md 1 and 2.
+    precision, offload, captured: of `bundle.load`. autoencoder: where the autoencoder comes from, for a source that has
+    none (the chunk-causal teacher) or in place of its own: a Hub id, a folder with one inside, or its own folder. size:
+    height and width of frames in pixels; the released weights are trained for 704x1280. A bundle of ours has both of
+    its own. What is missing is downloaded; `plan` tells it beforehand. BundleError: nothing is found, or tensors are
+    missing, unexpected, of a wrong shape or not finite. Spec rollout.md 1 and 4, dit.md 1 and 2.
     """
-    placement = place(device, precision, offload)
+    placement = place(device, precision, offload, captured=captured)
     chosen = choose(source, variant, revision, autoencoder)
     if chosen.layout.kind == "bundle":
-        return _our_bundle(chosen, device, precision, size, offload)
+        return _our_bundle(chosen, device, precision, size, offload, captured)
     if placement.quantisation is not None:
         placement.quantisation.check_runs(placement.device)
     return _build(chosen, placement, size)
@@ -136,9 +137,10 @@ def _our_bundle(
     precision: Precision,
     size: tuple[int, int],
     offload: Offload | None,
+    captured: bool | None,
 ) -> WorldModel:
     paths = [place.path(name) for place, name in chosen.needed]
-    model = bundle.load(paths[0].parent, device=device, precision=precision, offload=offload)
+    model = bundle.load(paths[0].parent, device=device, precision=precision, offload=offload, captured=captured)
     config = model.config
     if config.variant != chosen.variant:
         raise ConfigError(

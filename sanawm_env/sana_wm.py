@@ -63,6 +63,7 @@ def make_env(
     device: str | None = None,
     precision: Precision = "auto",
     offload: Offload | None = None,
+    captured: bool | None = None,
     size: tuple[int, int] = SIZE,
     render_mode: str | None = None,
     **options: Any,
@@ -73,14 +74,14 @@ def make_env(
     source: a Hub id or folder of the checkpoint; that of `SOURCES` if None. variant: "distilled" gives a `SanaWMEnv`.
     "bidirectional" and "teacher" denoise whole trajectories; they give a `PlannedEnv`, which plans a clip first and
     replays it, so that its steps cannot steer. autoencoder: of `from_pretrained`, for a checkpoint that has none.
-    image: a picture or its path, with prompt and intrinsics (fx, fy, cx, cy in its pixels; the usual ones of 64
-    degrees if None); or scene: a `Scene` or a scene.yaml. refiner: whether the checkpoint's refiner runs too;
-    refiner_lora: its low-rank weights, where they are kept apart. text_encoder: Gemma 2, a folder or Hub id.
-    instruction: folder or file with the instruction that stands before prompts; the checkpoint's own if None. offload:
-    "parts" or "blocks" for a card that is smaller than the model: its weights stay in host memory and are moved to the
-    device only while they compute, a part or a transformer block at a time. size: of frames. options: the rest of the
-    environment's; the task is free driving unless one is named. ConfigError, SceneError or BundleError says what does
-    not fit.
+    image: a picture or its path, with prompt and intrinsics (fx, fy, cx, cy in its pixels; the usual ones of 64 degrees
+    if None); or scene: a `Scene` or a scene.yaml. refiner: whether the checkpoint's refiner runs too; refiner_lora: its
+    low-rank weights, where they are kept apart. text_encoder: Gemma 2, a folder or Hub id. instruction: folder or file
+    with the instruction that stands before prompts; the checkpoint's own if None. offload: "parts" or "blocks" for a
+    card that is smaller than the model: its weights stay in host memory and are moved to the device only while they
+    compute, a part or a transformer block at a time. captured: of `SanaWMEnv`. size: of frames. options: the rest of
+    the environment's; the task is free driving unless one is named. ConfigError, SceneError or BundleError says what
+    does not fit.
     """
     start = _start(image, prompt, intrinsics, scene, size)
     model, prompts = open_sana_wm(
@@ -96,6 +97,7 @@ def make_env(
         device=device,
         precision=precision,
         offload=offload,
+        captured=captured,
         size=size,
     )
     if prompts is not None:
@@ -120,6 +122,7 @@ def open_sana_wm(
     device: str | None = None,
     precision: Precision = "auto",
     offload: Offload | None = None,
+    captured: bool | None = None,
     size: tuple[int, int] = SIZE,
 ) -> tuple[WorldModel, PromptReader | None]:
     """A released checkpoint of any variant, with its refiner if asked for, and what reads prompts for it (None for a
@@ -150,7 +153,13 @@ def open_sana_wm(
         refined = load_refiner(transformer, model, lora=refiner_lora, offload=offload)
         refined_text = refiner_source(encoder, connectors, positions=model.config.refiner_caption_length, device=device)
         model = WorldModel(
-            model.config, model.denoiser, model.autoencoder, model.fingerprint, refiner=refined, licence=model.licence
+            model.config,
+            model.denoiser,
+            model.autoencoder,
+            model.fingerprint,
+            refiner=refined,
+            licence=model.licence,
+            captured=model.captured,
         )
     stage1 = None
     if model.config.denoiser.caption_channels is not None:

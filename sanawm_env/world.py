@@ -14,18 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sanawm_env.advance import Asked, advance, conditioning, refiner_text
 from sanawm_env.camera import check_intrinsics, check_rigid, relative_poses
-from sanawm_env.conditioning import Conditioning, condition
+from sanawm_env.chunk_graphs import ChunkGraphs
+from sanawm_env.conditioning import Conditioning
 from sanawm_env.errors import ConfigError, SceneError, StateError
 from sanawm_env.kernels.philox import normal
 from sanawm_env.model.autoencoder import Autoencoder, to_uint8
 from sanawm_env.model.chunks import ChunkGrid, next_chunk
 from sanawm_env.model.config import WorldConfig
-from sanawm_env.model.denoiser import Denoiser, last_memory
+from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.initialise import randomise
 from sanawm_env.model.offload import device_of, on_device
 from sanawm_env.model.refiner import Refiner
-from sanawm_env.model.sampler import denoise
 from sanawm_env.state import StepOutput, WorldState
 
 
@@ -34,6 +35,7 @@ class WorldModel:
 
     fingerprint: SHA-256 of the bundle the weights came from, "" for a model made in memory. refiner: adds detail to
     finished latents before they are decoded, or None. licence: of the weights, "" where the bundle does not say.
+    captured: replay steps from CUDA graphs (chunk_graphs.py); `placement.find_captured` says where that can be.
     ConfigError when the refiner's blocks are no chunks.
     """
 
@@ -45,6 +47,8 @@ class WorldModel:
         fingerprint: str = "",
         refiner: Refiner | None = None,
         licence: str = "",
+        *,
+        captured: bool = False,
     ) -> None:
         if refiner is not None and (refiner.config.block_latents, refiner.config.sink) != (config.chunk_latents, 1):
             raise ConfigError(
@@ -57,6 +61,12 @@ class WorldModel:
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.fingerprint = fingerprint
         self.licence = licence
+        self.graphs = ChunkGraphs() if captured else None
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed from CUDA graphs."""
+        return self.graphs is not None
 
     @classmethod
     def random(cls, config: WorldConfig, seed: int = 0, device: torch.device | str = "cpu") -> WorldModel:
@@ -86,6 +96,13 @@ class WorldModel:
         if chosen is not None:
             return chosen.execution(self.device)
         return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(self.dtype, str(self.dtype))
+
+    @property
+    def settled(self) -> int:
+        """Chunks after which a world's windows are full, so that all later chunks are computed alike."""
+        config = self.config
+        full = 1 + config.denoiser.previous_latents // config.chunk_latents
+        return full if self.refiner is None else max(full, -(-self.refiner.config.history // config.chunk_latents))
 
     @property
     def reads_text(self) -> bool:
@@ -169,7 +186,7 @@ def initial(
         state.units[:] = units
     state.text = check_text(model, state.text, text)
     return _together(
-        _computed_at_once(model, torch.zeros(batch)), state, lambda part, rows: _open(model, part, pictures[rows])
+        _computed_at_once(model, state.chunk), state, lambda part, rows: _open(model, part, pictures[rows])
     )
 
 
@@ -194,7 +211,7 @@ def step(
     if noise is not None:
         _check_noise(model.config, noise, state.batch_size)
     advanced, output = _together(
-        _computed_at_once(model, state.chunk == 0),
+        _computed_at_once(model, state.chunk.clamp(max=model.settled)),
         state,
         lambda part, rows: _advance(model, part, path[rows], None if noise is None else noise[rows], decode),
     )
@@ -220,78 +237,58 @@ def _open(model: WorldModel, state: WorldState, pictures: Tensor) -> tuple[World
 def _advance(
     model: WorldModel, state: WorldState, path: Tensor, noise: Tensor | None, decode: bool
 ) -> tuple[WorldState, StepOutput]:
-    """`step` for worlds that all open or all continue."""
-    config = model.config
-    slots = config.denoiser.previous_latents // config.chunk_latents
-    chunks = next_chunk(config.chunk_latents, tuple(state.chunk.tolist()), slots)
-    given = told(model, state, path, chunks)
-    if noise is None:
-        shape = (config.chunk_latents, config.denoiser.in_channels, *config.grid)
-        noise = normal(state.seed, state.chunk, 0, shape, device=model.device)
-    clean = state.first_latent[:, None] if chunks.opening else None
-    with on_device(model.denoiser):
-        latents = denoise(model.denoiser, config.timesteps, noise.to(model.device), given, chunks, state.memory, clean)
-        # What later chunks read always comes from one more pass over the finished latents at noise level 0.
-        quiet = torch.zeros(latents.shape[:2], device=model.device)
-        _, after = model.denoiser(latents, quiet, given, chunks, state.memory, collect=True)
-    new = latents[:, -config.chunk_latents :]
-    frames, cache, refined, window = None, None, None, None
-    if decode:
-        assert state.decoder is not None
-        if model.refiner is not None and state.refiner is not None:
-            draw = normal(state.seed, state.chunk, 1, tuple(new.shape[1:]), device=model.device)
-            refined, window = model.refiner.refine(state.refiner, new, draw, *refiner_text(state.text))
-        shown = new if refined is None else refined
-        # Every full state has decoded its first picture; asking its cache would wait for the device.
-        pixels, cache = model.autoencoder.decode(shown.to(model.dtype), state.decoder, started=True)
-        frames = to_uint8(pixels)
-    advanced = WorldState(
-        chunk=state.chunk + 1,
-        seed=state.seed,
-        horizon=state.horizon,
-        origin=state.origin,
-        pose=path[:, -1].clone(),
-        intrinsics=state.intrinsics,
-        units=state.units,
-        first_latent=state.first_latent,
-        text=state.text,
-        memory=last_memory(after),
-        decoder=cache,
-        refiner=window,
-        fingerprint=state.fingerprint,
-        frames_per_chunk=state.frames_per_chunk,
-    )
-    return advanced, StepOutput(frames, new, path, refined)
-
-
-def refiner_text(text: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What the refiner reads of `WorldState.text`."""
-    return text["refiner_hidden"], text["refiner_mask"]
+    """`step` for worlds of one kind."""
+    slots = model.config.denoiser.previous_latents // model.config.chunk_latents
+    chunks = next_chunk(model.config.chunk_latents, tuple(state.chunk.tolist()), slots)
+    asked = _asked(model, state, path, chunks, noise, refining=decode and model.refiner is not None)
+    run = advance if model.graphs is None else model.graphs.advance
+    made = run(model, state, asked, chunks, decode=decode)
+    advanced = replace(made.state, chunk=state.chunk + 1, pose=path[:, -1].clone())
+    return advanced, StepOutput(made.frames, made.latents, path, made.refined)
 
 
 def told(model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid) -> Conditioning:
-    """Conditioning of the next chunk: rays relative to each world's first camera, in model units, on the model's
-    device.
+    """Conditioning of the next chunk along poses [B, F, 4, 4], on the model's device."""
+    return conditioning(model, state, _asked(model, state, path, chunks), chunks)
+
+
+def _asked(
+    model: WorldModel,
+    state: WorldState,
+    path: Tensor,
+    chunks: ChunkGrid,
+    noise: Tensor | None = None,
+    *,
+    refining: bool = False,
+) -> Asked:
+    """What the next chunk is told: poses relative to each world's first camera, in model units; noise by seed and age
+    where none is given.
     """
-    config = model.config
+    config, device = model.config, model.device
     whole = torch.cat([state.pose[:, None], path], dim=1) if chunks.opening else path
     seen = relative_poses(state.origin, whole)
     seen[..., :3, 3] *= state.units.nan_to_num(1.0)[:, None, None]
     start = torch.where(state.chunk == 0, 0, 1 + config.chunk_latents * state.chunk)
-    position = start[:, None] + torch.arange(chunks.frames)
-    return condition(
-        seen.float().to(model.device),
-        state.intrinsics.to(model.device),
-        position.to(model.device),
-        temporal_stride=config.temporal_stride,
-        spatial_stride=config.spatial_stride,
-        grid=config.grid,
-        first=chunks.opening,
-    ).reading(state.text)
+    shape = (config.chunk_latents, config.denoiser.in_channels, *config.grid)
+    asked = Asked(
+        poses=seen.float().to(device),
+        intrinsics=state.intrinsics.to(device),
+        position=(start[:, None] + torch.arange(chunks.frames)).to(device),
+        noise=normal(state.seed, state.chunk, 0, shape, device=device) if noise is None else noise.to(device),
+    )
+    if not refining:
+        return asked
+    assert state.refiner is not None
+    return replace(
+        asked,
+        refiner_noise=normal(state.seed, state.chunk, 1, shape, device=device),
+        refiner_position=state.refiner.position.to(device),
+    )
 
 
 def _computed_at_once(model: WorldModel, kind: Tensor) -> list[Tensor]:
-    """Rows of the batch that one call computes: worlds of one kind [B]; on a CPU every world by itself.
+    """Rows of the batch that one call computes: worlds of one age [B], up to that at which all windows are full, since
+    attention to fewer keys is another computation; on a CPU every world by itself.
 
     Products and exponentials on a CPU round by how many rows share a call and by how its threads divide them, and a
     world must not depend on its neighbours (design.md 3). A chunk of one world is enough work for a CPU.

@@ -31,8 +31,8 @@ EYE_HEIGHT = 1.0
 class BenchRooms:
     """What to measure. batch: worlds at a time, one measurement each. precision: likewise. chunks: timed steps.
 
-    decode: with pixels, or latents only (what a planner pays), or both. renderer: whether the ray-caster is timed too,
-    over `renderer_frames` frames of 8 rooms. out: file that gets one JSON line a run.
+    decode: with pixels, or latents only (what a planner pays), or both. captured: of `bundle.load`. renderer: whether
+    the ray-caster is timed too, over `renderer_frames` frames of 8 rooms. out: file that gets one JSON line a run.
     """
 
     bundle: str = "rooms"
@@ -41,7 +41,8 @@ class BenchRooms:
     precision: tuple[Literal["bf16", "fp32"], ...] = ("bf16", "fp32")
     decode: tuple[bool, ...] = (True, False)
     chunks: int = 16
-    warmup: int = 3
+    warmup: int = 5
+    captured: bool | None = None
     renderer: bool = True
     renderer_frames: int = 2
     renderer_repeats: int = 3
@@ -64,7 +65,8 @@ def run(config: BenchRooms, progress: Callable[[str], None] = print) -> dict[str
         raise BackendError("device 'cuda' was asked for, this machine has none; pass device=cpu")
     report: dict[str, Any] = {"benchmark": "rooms", **machine(device), "worlds": []}
     for precision in config.precision:
-        model = load(config.bundle, device=config.device, precision=precision)
+        model = load(config.bundle, device=config.device, precision=precision, captured=config.captured)
+        report["captured"] = model.captured
         report["bundle_sha256"] = model.fingerprint
         check_batch(model)
         for batch in config.batch:

@@ -22,7 +22,7 @@ from sanawm_env.model.config import WorldConfig, tiny_config
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.initialise import randomise
 from sanawm_env.model.public_keys import Variant
-from sanawm_env.placement import WidePrecision, find_dtype
+from sanawm_env.placement import WidePrecision, find_captured, find_dtype
 from sanawm_env.released import released_config
 from sanawm_env.world import WorldModel
 
@@ -64,7 +64,8 @@ class BenchSanaWM:
     precision: WidePrecision = "auto"
     parts: tuple[Part, ...] = PARTS
     repeats: int = 10
-    warmup: int = 3
+    warmup: int = 5
+    captured: bool | None = None
     public_repeats: int = 3
     chunks: int = 40
     marks: tuple[int, ...] = (3, 10, 40)
@@ -155,7 +156,8 @@ class Bench:
         assert isinstance(autoencoder, Autoencoder)
         autoencoder.set_statistics(torch.zeros(()), torch.ones(()))
         causal_video.lay_out(autoencoder.vae)
-        return WorldModel(config, denoiser, autoencoder)
+        captured = find_captured(self.config.captured, self.device, None)
+        return WorldModel(config, denoiser, autoencoder, captured=captured)
 
     def randomised(self, module: nn.Module) -> nn.Module:
         """A module of the meta device with random weights on the real one, which no copy on the CPU precedes."""

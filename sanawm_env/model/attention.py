@@ -56,18 +56,18 @@ class SelfAttention(nn.Module, ABC):
         self.q_norm_cam, self.k_norm_cam = RMSNorm(width, 1e-5), RMSNorm(width, 1e-5)
 
     def forward(
-        self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
+        self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, kept: Memory, *, collect: bool
     ) -> tuple[Tensor, Memory]:
-        """u [B, T, S, C] modulated tokens. Returns the block's output and, if asked for, its memory after each
-        chunk.
+        """u [B, T, S, C] modulated tokens; kept: what passes over the same chunks share. Returns the block's output
+        and, if asked for, its memory after each chunk.
         """
-        main, camera, after = self.mix(u, geometry, chunks, memory, collect=collect)
+        main, camera, after = self.mix(u, geometry, chunks, memory, kept, collect=collect)
         camera = self.out_proj_cam(camera.flatten(-2).to(u.dtype))
         return self.proj(output_gate(main.flatten(-2), camera, self.output_gate(u), u.dtype)), after
 
     @abstractmethod
     def mix(
-        self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
+        self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, kept: Memory, *, collect: bool
     ) -> tuple[Tensor, Tensor, Memory]:
         """Main and camera outputs [B, T, S, N, D] before their projections, and the memory after each chunk."""
 
@@ -96,7 +96,7 @@ class GatedDeltaAttention(SelfAttention):
         self.conv_k_cam = ShortConvolution(config.hidden_size, config.conv_kernel)
 
     def mix(
-        self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
+        self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, kept: Memory, *, collect: bool
     ) -> tuple[Tensor, Tensor, Memory]:
         gates = frame_gates(
             u,
@@ -188,7 +188,7 @@ class SoftmaxAttention(SelfAttention):
     """
 
     def mix(
-        self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, *, collect: bool
+        self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, kept: Memory, *, collect: bool
     ) -> tuple[Tensor, Tensor, Memory]:
         q, k, v = self.qkv(u).chunk(3, dim=-1)
         kc, vc = self.k_norm_cam(self.k_proj_cam(u)), self.v_proj_cam(u)
@@ -204,7 +204,7 @@ class SoftmaxAttention(SelfAttention):
             if self.config.sink_span is not None:
                 still = self._keys(k, v, kc, vc, geometry.still_rotation, geometry.still_rays)
                 sink = {f"sink_{name}": x[:, first] for name, x in still.items()}
-        reader = WindowReader(self.config, geometry.position, chunks, keys, sink, memory)
+        reader = WindowReader(self.config, geometry.position, chunks, keys, sink, memory, kept)
         scale = {"head": self.config.head_dim**-0.5, "pad128": (-(-self.config.head_dim // 128) * 128) ** -0.5}
         main = reader.attend(queries["q"], "k", "v", scale[self.config.switches.scale_main])
         camera = reader.attend(queries["qe"], "ke", "ve", scale[self.config.switches.scale_camera])

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sanawm_env.errors import ConfigError
-from sanawm_env.kernels.chunk_frames import chunk_ends, same_chunk
+from sanawm_env.kernels.chunk_frames import chunk_ends
 
 
 @dataclass(frozen=True)
 class ChunkGrid:
     """The chunks of one call of the denoiser.
 
-    lengths: latent frames of consecutive chunks. opening: the first of them is chunk 0 of its world. filled, slot: for
-    a call that continues worlds, how many previous-chunk slots of each world's window are in use, and the slot that
-    this chunk will take; both on the host, one entry a world.
+    lengths: latent frames of consecutive chunks. opening: the first of them is chunk 0 of its world. filled: for a call
+    that continues worlds, how many previous-chunk slots of each world's window are in use, on the host.
 
     A streaming call holds one chunk; a one-pass call opens the world and holds all chunks of a clip; a bidirectional
     call is one long opening chunk.
@@ -25,7 +24,6 @@ class ChunkGrid:
     lengths: tuple[int, ...]
     opening: bool
     filled: tuple[int, ...] = ()
-    slot: tuple[int, ...] = ()
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -41,10 +39,6 @@ class ChunkGrid:
 
     def frames_of(self, chunk: int) -> list[int]:
         return list(range(self.starts[chunk], self.ends[chunk]))
-
-    def same_chunk(self, shift: int) -> tuple[bool, ...]:
-        """For each frame t, whether frame t + shift exists and lies in the same chunk."""
-        return same_chunk(self.lengths, shift)
 
 
 def clip_chunks(frames: int, chunk_latents: int) -> ChunkGrid:
@@ -62,12 +56,7 @@ def next_chunk(chunk_latents: int, index: tuple[int, ...], slots: int) -> ChunkG
     """The grid of one streamed chunk of worlds that all open (index 0) or all continue (index >= 1 each)."""
     if all(chunk == 0 for chunk in index):
         return ChunkGrid((chunk_latents + 1,), opening=True)
-    return ChunkGrid(
-        (chunk_latents,),
-        opening=False,
-        filled=tuple(min(chunk - 1, slots) for chunk in index),
-        slot=tuple((chunk - 1) % slots for chunk in index),
-    )
+    return ChunkGrid((chunk_latents,), opening=False, filled=tuple(min(chunk - 1, slots) for chunk in index))
 
 
 def previous_chunks(chunk: int, slots: int | None) -> tuple[int, ...]:

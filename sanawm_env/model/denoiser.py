@@ -6,6 +6,9 @@ continues a memory) are the same function on different chunk grids. Parameter na
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,7 +21,7 @@ from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.embeddings import RayEncoding, RMSNorm, RotaryFrequencies, TimestepEmbedder
 from sanawm_env.model.feed_forward import FeedForward, Memory
-from sanawm_env.model.offload import on_demand
+from sanawm_env.model.offload import on_demand, on_device
 from sanawm_env.model.quantised import Quantisation
 from sanawm_env.model.window import NAMES
 
@@ -59,13 +62,42 @@ class CrossAttention(nn.Module):
         )
         self.q_norm, self.k_norm = RMSNorm(width, 1e-6), RMSNorm(width, 1e-6)
 
-    def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """x [B, T, S, C]; text [B, L, C]; mask [B, L], True = attend."""
+    def keys(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, heads, L, D] of text [B, L, C]."""
         k, v = self.kv_linear(text).chunk(2, dim=-1)
-        q, k = self.q_norm(self.q_linear(x)).flatten(1, 2), self.k_norm(k)
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
+        return self._split_heads(self.k_norm(k)), self._split_heads(v)
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """x [B, T, S, C]; k, v: `keys` of the text; mask [B, L], True = attend."""
+        q = self._split_heads(self.q_norm(self.q_linear(x)).flatten(1, 2))
         out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask.bool()[:, None, None])
         return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class BlockReading(NamedTuple):
+    """What a block computes of the conditioning alone: offset [B, T, S, C] of its rays, keys, values and mask of its
+    text, or None, and windows of its attention, laid out by the first pass.
+    """
+
+    offset: Tensor
+    text: tuple[Tensor, Tensor, Tensor] | None
+    windows: Memory
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A conditioning as a denoiser reads it: what no latents and no noise level change, computed once for all passes
+    over a chunk on top of one memory, without gradients. blocks: by index, filled by the first pass, which has each
+    block's weights at hand.
+    """
+
+    plucker: Tensor
+    text: tuple[Tensor, Tensor] | None
+    geometry: Geometry
+    blocks: dict[int, BlockReading] = field(default_factory=dict)
 
 
 class Block(nn.Module):
@@ -81,13 +113,17 @@ class Block(nn.Module):
             self.cross_attn = CrossAttention(config)
         self.mlp = FeedForward(config)
 
-    @on_demand
+    def read(self, plucker: Tensor, text: tuple[Tensor, Tensor] | None) -> BlockReading:
+        """plucker [B, T, S, C]; text [B, L, C] and its mask [B, L]."""
+        return BlockReading(
+            self.plucker_proj(plucker), None if text is None else (*self.cross_attn.keys(text[0]), text[1]), {}
+        )
+
     def forward(
         self,
         x: Tensor,
         modulation: Tensor,
-        plucker: Tensor,
-        text: tuple[Tensor, Tensor] | None,
+        told: BlockReading,
         geometry: Geometry,
         grid: tuple[int, int],
         chunks: ChunkGrid,
@@ -99,10 +135,11 @@ class Block(nn.Module):
         """
         table = self.scale_shift_table + modulation
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = table.to(x.dtype)[:, :, :, None].unbind(2)
-        mixed, after = self.attn(modulated_norm(x, shift_a, scale_a), geometry, chunks, memory, collect=collect)
-        x = gated_residual(x, gate_a, mixed, self.plucker_proj(plucker))
-        if text is not None:
-            x = x + self.cross_attn(x, *text)
+        u = modulated_norm(x, shift_a, scale_a)
+        mixed, after = self.attn(u, geometry, chunks, memory, told.windows, collect=collect)
+        x = gated_residual(x, gate_a, mixed, told.offset)
+        if told.text is not None:
+            x = x + self.cross_attn(x, *told.text)
         out, local = self.mlp(modulated_norm(x, shift_f, scale_f), grid, chunks, memory)
         if collect:
             after["ffn_tail"] = torch.stack([local[:, end - 1 : end] for end in chunks.ends], dim=1)
@@ -151,7 +188,7 @@ class Denoiser(nn.Module):
         self,
         latents: Tensor,
         timestep: Tensor,
-        given: Conditioning,
+        given: Conditioning | Reading,
         chunks: ChunkGrid,
         memory: list[Memory],
         *,
@@ -159,7 +196,8 @@ class Denoiser(nn.Module):
     ) -> tuple[Tensor, list[Memory]]:
         """One pass over the chunks of `chunks`.
 
-        latents: [B, T, channels, h, w]. timestep: [B, T], 0 .. 1000, 0 on clean frames. memory: one dict a block, as
+        latents: [B, T, channels, h, w]. timestep: [B, T], 0 .. 1000, 0 on clean frames. given: what the chunks are
+        told, or its `read`, which several passes can share. memory: one dict a block, as
         `memory()` or an earlier pass gives; only read. Returns the prediction (`config.prediction`) in the latents'
         shape and dtype and, with `collect`, each block's memory after each chunk, [B, K, ...].
         """
@@ -168,21 +206,29 @@ class Denoiser(nn.Module):
         time = self.t_embedder(timestep)
         activation, widen = self.t_block
         modulation = widen(activation(time)).unflatten(-1, (6, -1))
-        plucker = self.plucker_embedder(given.plucker)
-        text = self._text(given)
-        geometry = self._geometry(given, grid)
+        reading = self.read(given, grid) if isinstance(given, Conditioning) else given
         after: list[Memory] = []
-        for block, kept in zip(self.blocks, memory, strict=True):
-            x, block_after = block(x, modulation, plucker, text, geometry, grid, chunks, kept, collect)
+        for index, (block, kept) in enumerate(zip(self.blocks, memory, strict=True)):
+            assert isinstance(block, Block)
+            with on_device(block):
+                if index not in reading.blocks:
+                    reading.blocks[index] = block.read(reading.plucker, reading.text)
+                told = reading.blocks[index]
+                x, block_after = block(x, modulation, told, reading.geometry, grid, chunks, kept, collect)
             after.append(block_after)
         out = self.final_layer(x, time)
         return out.transpose(2, 3).reshape(latents.shape).to(latents.dtype), after
+
+    @on_demand
+    def read(self, given: Conditioning, grid: tuple[int, int]) -> Reading:
+        """What passes over the same chunks share; grid: height and width of their latents."""
+        return Reading(self.plucker_embedder(given.plucker), self._text(given), self._geometry(given, grid))
 
     def predict_clean(
         self,
         latents: Tensor,
         timestep: Tensor,
-        given: Conditioning,
+        given: Conditioning | Reading,
         chunks: ChunkGrid,
         memory: list[Memory],
     ) -> Tensor:

@@ -105,13 +105,21 @@ class Refiner(nn.Module):
 
     @on_demand
     def refine(
-        self, state: RefinerState, latents: Tensor, noise: Tensor, text: Tensor, text_mask: Tensor | None
+        self,
+        state: RefinerState,
+        latents: Tensor,
+        noise: Tensor,
+        text: Tensor,
+        text_mask: Tensor | None,
+        *,
+        position: Tensor | None = None,
     ) -> tuple[Tensor, RefinerState]:
         """One block of every world refined, and the state for the next one (spec rollout.md 8.2); `state` is unchanged.
 
-        latents, noise: [B, block_latents, C, h, w], the latent frames from `state.position` on. The result has the
-        latents' shape and dtype. Worlds may be of different ages; those that agree are computed in one attention call
-        if they are neighbours in the batch.
+        latents, noise: [B, block_latents, C, h, w], the latent frames from `state.position` on. position: the same
+        [B] on the weights' device, for whom nothing may be copied there meanwhile. The result has the latents' shape
+        and dtype. Worlds may be of different ages; those that agree are computed in one attention call if they are
+        neighbours in the batch.
         """
         self._check_state(state)
         if not state.position.all():
@@ -122,11 +130,12 @@ class Refiner(nn.Module):
         self._check(state, latents, self.config.block_latents, "latents")
         self._check(state, noise, self.config.block_latents, "noise")
         reading = self._read_text(text, text_mask, state.batch_size)
-        window = self._window(state, self.config.block_latents)
+        position = state.position.to(device_of(self)) if position is None else position
+        window = self._window(state, position, self.config.block_latents)
         refined = self._denoise(latents, noise, window, reading)
         # What later blocks read always comes from one more pass over the finished latents at noise level 0.
         _, keys = self._predict(refined, 0.0, window, reading, keep="rotated")
-        return refined.to(latents.dtype), self._append(state, keys)
+        return refined.to(latents.dtype), self._append(state, position, keys)
 
     @on_demand
     def refine_clip(self, latents: Tensor, noise: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
@@ -148,15 +157,15 @@ class Refiner(nn.Module):
         # No token of the sink reads the rest of the clip: its keys are those of a pass over the sink alone. What is
         # left is one long block right behind it.
         opened = self._open(empty, latents[:, :sink], reading)
-        window = self._window(opened, frames - sink)
+        window = self._window(opened, opened.position.to(device_of(self)), frames - sink)
         return torch.cat([latents[:, :sink], self._denoise(latents[:, sink:], noise, window, reading)], dim=1)
 
-    def sink_positions(self, state: RefinerState) -> Tensor:
-        """[B, sink] latent positions at which the next block sees the sink: always right before its history, so that
-        the distance stays bounded however long a world runs.
+    def sink_positions(self, position: Tensor) -> Tensor:
+        """[B, sink] latent positions at which blocks at `position` [B] see the sink: always right before their history,
+        so that the distance stays bounded however long a world runs.
         """
-        before = state.position - state.filled - self.config.sink
-        return before[:, None] + torch.arange(self.config.sink)
+        before = (position - self.config.sink - self.config.history).clamp_min(0)
+        return before[:, None] + torch.arange(self.config.sink, device=position.device)
 
     def _empty(
         self, batch: int, grid: tuple[int, int], history: int, device: torch.device | str | None = None
@@ -195,13 +204,13 @@ class Refiner(nn.Module):
             x = x + (following - sigma) * velocity.float()
         return x
 
-    def _window(self, state: RefinerState, frames: int) -> Window:
-        """What a block of `frames` latent frames at `state.position` reads."""
+    def _window(self, state: RefinerState, position: Tensor, frames: int) -> Window:
+        """What a block of `frames` latent frames at `position`, that of the state on the device, reads."""
         tokens = state.grid[0] * state.grid[1]
-        sink = self._rotation(self.sink_positions(state), state.grid)
+        sink = self._rotation(self.sink_positions(position), state.grid)
         valid = frames + self.config.sink + state.filled
         return Window(
-            rotation=self._rotation(state.position[:, None] + torch.arange(frames), state.grid),
+            rotation=self._rotation(position[:, None] + torch.arange(frames, device=position.device), state.grid),
             past=[
                 ((sink(layer["sink_k"]), layer["history_k"]), (layer["sink_v"], layer["history_v"]))
                 for layer in state.layers
@@ -209,12 +218,11 @@ class Refiner(nn.Module):
             lengths=tuple((valid * tokens).tolist()),
         )
 
-    def _append(self, state: RefinerState, keys: list[Keys]) -> RefinerState:
+    def _append(self, state: RefinerState, position: Tensor, keys: list[Keys]) -> RefinerState:
         """The state after a block with these keys and values, each [B, block_latents, S, heads, head_dim]."""
-        count, history = self.config.block_latents, self.config.history
-        device = state.layers[0]["history_k"].device
-        slots = (state.position[:, None] - self.config.sink + torch.arange(count)) % history
-        where = (torch.arange(state.batch_size)[:, None].to(device), slots.to(device))
+        count, history, device = self.config.block_latents, self.config.history, position.device
+        slots = (position[:, None] - self.config.sink + torch.arange(count, device=device)) % history
+        where = (torch.arange(state.batch_size, device=device)[:, None], slots)
         layers = [
             layer
             | {name: layer[name].index_put(where, x.to(layer[name])) for name, x in zip(("history_k", "history_v"), kv)}

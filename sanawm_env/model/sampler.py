@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sanawm_env.conditioning import Conditioning
 from sanawm_env.model.chunks import ChunkGrid
-from sanawm_env.model.denoiser import Denoiser
+from sanawm_env.model.denoiser import Denoiser, Reading
 from sanawm_env.model.feed_forward import Memory
 
 
@@ -17,7 +17,7 @@ def denoise(
     denoiser: Denoiser,
     timesteps: tuple[int, ...],
     noise: Tensor,
-    given: Conditioning,
+    given: Conditioning | Reading,
     chunks: ChunkGrid,
     memory: list[Memory],
     clean: Tensor | None = None,

@@ -5,7 +5,6 @@ and 4.6).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,7 +23,8 @@ class WindowReader:
     """Keys and values that the chunks of one call read, laid out as [current | sink | previous].
 
     position: [B, T]. keys: this call's k, v, ke, ve, [B, T, S, N, D]. sink: sink_<x> of the world, from this call when
-    it opens the world. memory: holds previous_<x> when the call continues the world.
+    it opens the world. memory: holds previous_<x> when the call continues the world. kept: what passes over the same
+    chunk share: their windows, of which only the current part differs.
     """
 
     config: DenoiserConfig
@@ -33,6 +33,7 @@ class WindowReader:
     keys: dict[str, Tensor]
     sink: dict[str, Tensor]
     memory: dict[str, Tensor]
+    kept: dict[str, Tensor]
 
     @property
     def _slots(self) -> int | None:
@@ -48,22 +49,21 @@ class WindowReader:
 
     def _continue(self, q: Tensor, key: str, value: str, scale: float) -> Tensor:
         tokens, heads, width = q.shape[2:]
-        start = self.position[:, 0]
-        k, v = (
-            torch.cat(
-                [
-                    self.keys[name],
-                    self._turned(name, self.sink[f"sink_{name}"], start),
-                    self.memory[f"previous_{name}"],
-                ],
-                dim=1,
-            )
-            for name in (key, value)
-        )
+        k, v = self._laid_out(key), self._laid_out(value)
         own = self.chunks.frames + self.sink[f"sink_{key}"].shape[1]
         lengths = tuple((own + filled * self.config.chunk_latents) * tokens for filled in self.chunks.filled)
         out = window_attention(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), lengths, scale)
         return out.unflatten(1, (-1, tokens)).reshape(*q.shape[:2], tokens, heads, width)
+
+    def _laid_out(self, name: str) -> Tensor:
+        """[current | sink | previous], [B, frames, S, N, D]."""
+        own = self.keys[name]
+        if name in self.kept:
+            self.kept[name][:, : own.shape[1]] = own
+        else:
+            sink = self._turned(name, self.sink[f"sink_{name}"], self.position[:, 0])
+            self.kept[name] = torch.cat([own, sink, self.memory[f"previous_{name}"]], dim=1)
+        return self.kept[name]
 
     def _groups(self) -> list[list[int]]:
         """Runs of chunks of this call with equally many queries and keys: each run is one attention call."""
@@ -141,7 +141,9 @@ class WindowReader:
         length = self.config.chunk_latents
         if not self.chunks.opening:
             old = self.memory[f"previous_{name}"].unflatten(1, (slots, length))
-            taken = _taken(self.chunks.slot, slots, keys.device)
+            # From positions rather than from the host, so that chunks of every slot are one computation.
+            slot = ((self.position[:, :1] - 1) // length - 1) % slots
+            taken = (torch.arange(slots, device=slot.device) == slot)[..., None, None, None, None]
             return torch.where(taken, keys[:, None], old).flatten(1, 2)[:, None]
         rows = []
         for chunk in range(len(self.chunks.lengths)):
@@ -150,11 +152,3 @@ class WindowReader:
             empty = keys.new_zeros(keys.shape[0], missing, *keys.shape[2:])
             rows.append(torch.cat([take(keys, frames), empty], dim=1) if frames else empty)
         return torch.stack(rows, dim=1)
-
-
-@lru_cache(maxsize=256)
-def _taken(slot: tuple[int, ...], slots: int, device: torch.device) -> Tensor:
-    """Whether each slot is the one a world's chunk takes, [B, slots, 1, 1, 1, 1]; kept on the device, since building
-    it anew would stop the host at every block.
-    """
-    return torch.tensor([[one == s for s in range(slots)] for one in slot], device=device)[..., None, None, None, None]

@@ -240,7 +240,7 @@ def test_sink_slides_right_before_the_history(refiner: Refiner) -> None:
     state = refiner.empty_state(9, GRID)
     state.position = torch.tensor([1, 4, 7, 10, 13, 16, 19, 22, 100])
     assert state.filled.tolist() == [0, 3, 6, 9, 10, 10, 10, 10, 10]
-    assert refiner.sink_positions(state)[:, 0].tolist() == [0, 0, 0, 0, 2, 5, 8, 11, 89]
+    assert refiner.sink_positions(state.position)[:, 0].tolist() == [0, 0, 0, 0, 2, 5, 8, 11, 89]
 
 
 def test_refining_depends_on_distances_in_time_and_has_no_last_position(refiner: Refiner) -> None:

@@ -1,0 +1,170 @@
+"""Steps over fixed memory give what steps without it give. On a CPU the program is repeated instead of replayed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from tests.public_layouts import tiny_refiner
+
+from sanawm_env import chunk_graphs
+from sanawm_env.advance import Asked, advance
+from sanawm_env.bundle import load
+from sanawm_env.chunk_graphs import ChunkGraphs, padded
+from sanawm_env.errors import BackendError
+from sanawm_env.model.chunks import next_chunk
+from sanawm_env.model.config import tiny_config
+from sanawm_env.model.refiner import Refiner
+from sanawm_env.model.refiner_state import RefinerConfig
+from sanawm_env.placement import find_captured
+from sanawm_env.state import StepOutput, WorldState
+from sanawm_env.world import WorldModel, initial, step
+
+FRAMES, WORDS, CAPTION = 8, 5, 12
+
+
+class Repeated(NamedTuple):
+    """What a GPU's graph is, computed anew each time."""
+
+    replay: Callable[[], None]
+
+
+def repeat(program: Callable[[], None], beside: Repeated | None = None) -> Repeated:
+    program()
+    return Repeated(program)
+
+
+def world(device: str = "cpu", *, refined: bool = False) -> WorldModel:
+    config = tiny_config()
+    if not refined:
+        return WorldModel.random(config, device=device)
+    config = dataclasses.replace(config, refiner_caption_length=WORDS)
+    torch.manual_seed(1)
+    settings = RefinerConfig(block_latents=2, kv_max_frames=5, temporal_stride=4, spatial_stride=8)
+    refiner = Refiner(settings, tiny_refiner(8, vae_scale_factors=(4, 8, 8))).to(device)
+    plain = WorldModel.random(config, device=device)
+    return WorldModel(config, plain.denoiser, plain.autoencoder, refiner=refiner)
+
+
+def with_graphs(model: WorldModel, graphs: ChunkGraphs) -> WorldModel:
+    other = WorldModel(model.config, model.denoiser, model.autoencoder, refiner=model.refiner)
+    other.graphs = graphs
+    return other
+
+
+def start(model: WorldModel, batch: int = 1, seed: int = 0) -> WorldState:
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (batch, 32, 40, 3), dtype=torch.uint8, generator=draw)
+    text = model.empty_text(batch)
+    for name, x in text.items():
+        text[name] = torch.ones_like(x) if name.endswith("mask") else torch.randn(x.shape, generator=draw).to(x)
+    return initial(model, images, seeds=range(seed, seed + batch), text=text)[0]
+
+
+def path(batch: int, chunk: int) -> torch.Tensor:
+    poses = torch.eye(4, dtype=torch.float64).repeat(batch, FRAMES, 1, 1)
+    poses[..., 2, 3] = 0.02 * torch.arange(1, batch + 1)[:, None] * (1 + FRAMES * chunk + torch.arange(FRAMES))
+    return poses
+
+
+def roll(model: WorldModel, state: WorldState, chunks: range, decode: bool = True) -> Iterator[StepOutput]:
+    for chunk in chunks:
+        state, output = step(model, state, path(state.batch_size, chunk), decode=decode)
+        yield output
+    kept = [x.flatten().double().nan_to_num().cpu() for _, x in sorted(state.tensors().items())]
+    yield StepOutput(None, torch.cat(kept), state.pose)
+
+
+def assert_equal(got: Iterator[StepOutput], wanted: Iterator[StepOutput]) -> None:
+    for one, other in zip(got, wanted, strict=True):
+        for name in ("frames", "latents", "poses", "refined"):
+            x, y = getattr(one, name), getattr(other, name)
+            assert (x is None) == (y is None) and (x is None or torch.equal(x, y)), name
+
+
+@pytest.mark.parametrize("refined", [False, True])
+@pytest.mark.parametrize("decode", [True, False])
+def test_fixed_memory_changes_no_bit_of_a_world(refined: bool, decode: bool) -> None:
+    model = world(refined=refined)
+    graphs = ChunkGraphs(repeat)
+    wanted = roll(model, start(model), range(6), decode)
+    assert_equal(roll(with_graphs(model, graphs), start(model), range(6), decode), wanted)
+    # The opening chunk, those while the windows fill, and all others.
+    assert len(graphs) == model.settled + 1
+
+
+def test_states_keep_memory_of_their_own() -> None:
+    plain = world()
+    model = with_graphs(plain, ChunkGraphs(repeat))
+    first, second = start(model), start(model, seed=7)
+    for chunk in range(3):
+        first, _ = step(model, first, path(1, chunk))
+    kept = {name: x.clone() for name, x in first.tensors().items()}
+    fork = first.clone()
+    for chunk in range(4):
+        second, _ = step(model, second, path(1, chunk))
+    assert all(torch.equal(x, kept[name]) for name, x in first.tensors().items())
+    assert_equal(roll(model, first, range(3, 5)), roll(plain, fork, range(3, 5)))
+
+
+@torch.no_grad()
+def test_a_batch_is_padded_and_comes_out_without_the_padding() -> None:
+    assert [padded(n) for n in (1, 2, 3, 64, 65, 129)] == [1, 2, 4, 64, 128, 192]
+    model, graphs = world(), ChunkGraphs(repeat)
+    state = start(model, batch=3)
+    draw = torch.Generator().manual_seed(3)
+    for age in range(3):
+        chunks = next_chunk(2, (age,) * 3, 1)
+        asked = Asked(
+            poses=torch.eye(4).repeat(3, FRAMES + (age == 0), 1, 1),
+            intrinsics=state.intrinsics,
+            position=torch.arange(chunks.frames).repeat(3, 1) + (1 + 2 * age if age else 0),
+            noise=torch.randn(3, 2, *state.first_latent.shape[1:], generator=draw),
+        )
+        got, wanted = (run(model, state, asked, chunks, decode=True) for run in (graphs.advance, advance))
+        assert got.latents.shape == wanted.latents.shape
+        torch.testing.assert_close(got.latents, wanted.latents, atol=1e-4, rtol=1e-4)
+        for name, x in wanted.state.tensors().items():
+            torch.testing.assert_close(got.state.tensors()[name], x, atol=1e-4, rtol=1e-4, msg=name)
+        state = wanted.state
+    assert len(graphs) == 3
+
+
+def test_no_more_graphs_are_kept_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_graphs, "LIMIT", 2)
+    plain, graphs = world(), ChunkGraphs(repeat)
+    model = with_graphs(plain, graphs)
+    assert_equal(roll(model, start(model), range(4)), roll(plain, start(plain), range(4)))
+    assert len(graphs) == 2
+
+
+def test_where_graphs_cannot_be_it_is_said() -> None:
+    assert load("rooms", device="cpu").captured is False
+    assert find_captured(None, torch.device("cuda"), None) is True
+    assert find_captured(None, torch.device("cuda"), "parts") is False
+    assert find_captured(False, torch.device("cuda"), None) is False
+    with pytest.raises(BackendError, match="the device is a CPU"):
+        load("rooms", device="cpu", captured=True)
+    with pytest.raises(BackendError, match="offload is 'blocks'"):
+        find_captured(True, torch.device("cuda"), "blocks")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="records CUDA graphs")
+@pytest.mark.parametrize("refined", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_replayed_steps_equal_those_without_graphs(refined: bool, batch: int) -> None:
+    model, graphs = world("cuda", refined=refined), ChunkGraphs()
+    captured = with_graphs(model, graphs)
+    for decode in (True, False):
+        wanted = list(roll(model, start(model, batch), range(6), decode))
+        assert_equal(roll(captured, start(model, batch), range(6), decode), iter(wanted))
+    # Worlds of different ages in one batch, padded to four.
+    old, new = start(model, 2), start(model, 2, seed=5)
+    for chunk in range(4):
+        old, _ = step(model, old, path(2, chunk))
+    mixed = old.fork(2).write([1, 2], new)
+    assert_equal(roll(captured, mixed.clone(), range(4, 7)), roll(model, mixed, range(4, 7)))
