@@ -10,16 +10,19 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension, statistics and product in fp32, in the dtype of x."""
-    return functional.rms_norm(x.float(), (x.shape[-1],), weight.float(), eps).to(x.dtype)
+    return functional.rms_norm(x.float(), (x.shape[-1],), None if weight is None else weight.float(), eps).to(x.dtype)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [B, T, S, N, L] with each pair of lanes (2j, 2j + 1) rotated by angle j, in fp32.
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, split: bool = False) -> Tensor:
+    """x [B, T, S, N, L] with each pair of lanes (2j, 2j + 1), or (j, j + L / 2) if split, rotated by angle j, in fp32.
 
-    cos, sin: [B, T, S, 1, L / 2] (or broadcastable to it), fp32.
+    cos, sin: [B, T, S, N or 1, L / 2] (or broadcastable to it), fp32.
     """
+    if split:
+        a, b = x.float().chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
     if x.device.type == "cpu":  # complex numbers take one pass over memory where the real form takes six
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
         return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)

@@ -8,6 +8,7 @@ from torch.nn import functional
 EPSILON = 1e-6
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, *, centred: bool = True) -> Tensor:
     """As the package's `modulated_norm`."""
-    return functional.layer_norm(x.float(), x.shape[-1:], eps=EPSILON).to(x.dtype) * (1 + scale) + shift
+    norm = functional.layer_norm if centred else functional.rms_norm
+    return norm(x.float(), x.shape[-1:], eps=EPSILON).to(x.dtype) * (1 + scale) + shift

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sanawm_env.errors import ConfigError, StateError
+from sanawm_env.kernels.modulated_norm.reference import EPSILON
 from sanawm_env.model.offload import device_of, on_demand, on_device
 from sanawm_env.model.refiner_layers import (
     Keys,
@@ -28,6 +29,7 @@ from sanawm_env.model.refiner_layers import (
     Rotation,
     Window,
     keep_video_half,
+    raw_keys,
     rotation_at,
     run_block,
     text_bias,
@@ -247,12 +249,12 @@ class Refiner(nn.Module):
         timestep = torch.full((1,), sigma * net.config.timestep_scale_multiplier, device=x.device)
         modulation, embedded = net.time_embed(timestep, batch_size=1, hidden_dtype=x.dtype)
         modulation, kept = modulation.view(1, 6, -1), []
-        for layer, (block, past) in enumerate(zip(self.blocks, window.past, strict=True)):
+        for layer, block in enumerate(self.blocks):
             with on_device(block):
                 text = reading.keys(layer, block.attn2)
-                x, raw, rotated, v = run_block(block, x, modulation, frames, window, past, text, reading.bias)
-            if keep is not None:
-                kept.append((raw if keep == "raw" else rotated, v))
+                x, raw, (k, v) = run_block(block, x, modulation, frames, window, layer, text, reading.bias)
+                if keep is not None:
+                    kept.append((raw_keys(block, raw, frames) if keep == "raw" else k, v))
         shift, scale = (net.scale_shift_table + embedded).unbind(0)
         velocity = net.proj_out(net.norm_out(x) * (1 + scale) + shift)
         return velocity.unflatten(1, (frames, height, width)).permute(0, 1, 4, 2, 3), kept
@@ -300,6 +302,9 @@ class Refiner(nn.Module):
             "patch_size_t": 1,
             "cross_attn_mod": False,
             "use_prompt_embeddings": True,
+            "qk_norm": "rms_norm_across_heads",
+            "norm_elementwise_affine": False,
+            "norm_eps": EPSILON,
             "out_channels": sizes.in_channels,
             "vae_scale_factors": strides,
         }

@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from sanawm_env.kernels.encoding import rotate
+from sanawm_env.kernels.gated_residual import gated_residual
+from sanawm_env.kernels.modulated_norm import modulated_norm
+from sanawm_env.kernels.rms_norm import rms_norm
 from sanawm_env.kernels.window_attention import window_attention
 from sanawm_env.model.refiner_state import RefinerConfig
 
@@ -41,10 +45,7 @@ class Rotation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [B, T, S, heads, head_dim], each pair rotated by its angle in fp32; same dtype."""
-        lanes, pair = ((2, -1), -2) if self.split else ((-1, 2), -1)
-        a, b = x.float().unflatten(-1, lanes).unbind(pair)
-        turned = torch.stack([a * self.cos - b * self.sin, a * self.sin + b * self.cos], dim=pair)
-        return turned.flatten(-2).to(x.dtype)
+        return rotate(x, self.cos, self.sin, split=self.split).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,11 @@ class Window:
     rotation: Rotation
     past: list[Past]
     lengths: tuple[int, ...]
+
+    def keys(self, layer: int, k: Tensor, v: Tensor) -> Keys:
+        """Keys and values [B, frames, S, heads, head_dim] of a layer behind the block's own k and v."""
+        keys, values = self.past[layer]
+        return torch.cat([k, *keys], dim=1), torch.cat([v, *values], dim=1)
 
 
 class Reading:
@@ -122,23 +128,28 @@ def rotation_at(
 
 
 def run_block(
-    block: Any, x: Tensor, modulation: Tensor, frames: int, window: Window, past: Past, text: Keys, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens x [B, L, C] of `frames` latent frames after one of LTX-2's blocks; also the keys of their self-attention
-    before and after rotation, and its values.
+    block: Any, x: Tensor, modulation: Tensor, frames: int, window: Window, layer: int, text: Keys, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Keys]:
+    """Tokens x [B, L, C] of `frames` latent frames after LTX-2's block `layer`; also what its self-attention projects
+    for its keys, before norm and rotation, and its keys and values.
 
-    modulation: [1, 6, C] of the noise level. past: what this layer's self-attention reads beside the tokens. text,
-    bias: of a `Reading`.
+    modulation: [1, 6, C] of the noise level. text, bias: of a `Reading`.
     """
-    # Shift, scale and gate of the self-attention, then of the feed-forward; each [1, C].
-    shift, scale, gate, *feed = (block.scale_shift_table + modulation).unbind(1)
-    u = block.norm1(x) * (1 + scale) + shift
-    seen, raw, rotated, v = _self_attention(block.attn1, u, frames, window, past)
-    x = x + seen * gate
-    x = x + _text_attention(block.attn2, block.norm2(x), text, bias)
+    # Shift, scale and gate of the self-attention, then of the feed-forward; each [1, 1, 1, C], one for all frames.
+    shift, scale, gate, *feed = (block.scale_shift_table + modulation)[:, None, None].unbind(3)
+    u = modulated_norm(x[:, None], shift, scale, centred=False)[:, 0]
+    seen, raw, keys = _self_attention(block.attn1, u, frames, window, layer)
+    x = gated_residual(x[:, None], gate, seen[:, None])[:, 0]
+    x = x + _text_attention(block.attn2, rms_norm(x, None, block.norm2.eps), text, bias)
     shift, scale, gate = feed
-    x = x + block.ff(block.norm3(x) * (1 + scale) + shift) * gate
-    return x, raw, rotated, v
+    u = modulated_norm(x[:, None], shift, scale, centred=False)[:, 0]
+    return gated_residual(x[:, None], gate, block.ff(u)[:, None])[:, 0], raw, keys
+
+
+def raw_keys(block: Any, raw: Tensor, frames: int) -> Tensor:
+    """Keys [B, frames, S, heads, head_dim] before their rotation, of what `run_block` gives of them."""
+    attn = block.attn1
+    return _heads(attn, rms_norm(raw, attn.norm_k.weight, attn.norm_k.eps)).unflatten(1, (frames, -1))
 
 
 def text_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -150,22 +161,21 @@ def _heads(attn: Any, x: Tensor) -> Tensor:
     return x.unflatten(-1, (attn.heads, -1))
 
 
-def _self_attention(
-    attn: Any, u: Tensor, frames: int, window: Window, past: Past
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attention of tokens u [B, L, C] over their window; also their keys before and after rotation, and values."""
-    q, raw, v = (
-        _heads(attn, x).unflatten(1, (frames, -1))
-        for x in (attn.norm_q(attn.to_q(u)), attn.norm_k(attn.to_k(u)), attn.to_v(u))
+def _self_attention(attn: Any, u: Tensor, frames: int, window: Window, layer: int) -> tuple[Tensor, Tensor, Keys]:
+    """Attention of tokens u [B, L, C] over their window; also their projection for keys, and keys and values."""
+    raw, v = attn.to_k(u), _heads(attn, attn.to_v(u)).unflatten(1, (frames, -1))
+    turn = (window.rotation.cos, window.rotation.sin)
+    q, k = (
+        _heads(attn, rms_norm(x.unflatten(1, (frames, -1)), norm.weight, norm.eps, turn, split=window.rotation.split))
+        for x, norm in ((attn.to_q(u), attn.norm_q), (raw, attn.norm_k))
     )
-    q, k = window.rotation(q), window.rotation(raw)
-    keys, values = (torch.cat([own, *others], dim=1).flatten(1, 2) for own, others in zip((k, v), past))
+    keys, values = (x.flatten(1, 2) for x in window.keys(layer, k, v))
     seen = window_attention(q.flatten(1, 2), keys, values, window.lengths, attn.head_dim**-0.5)
-    return _project(attn, u, seen), raw, k, v
+    return _project(attn, u, seen), raw, (k, v)
 
 
 def _text_attention(attn: Any, u: Tensor, text: Keys, bias: Tensor | None) -> Tensor:
-    q = _heads(attn, attn.norm_q(attn.to_q(u))).transpose(1, 2)
+    q = _heads(attn, rms_norm(attn.to_q(u), attn.norm_q.weight, attn.norm_q.eps)).transpose(1, 2)
     seen = scaled_dot_product_attention(q, *text, attn_mask=bias, scale=attn.head_dim**-0.5)
     return _project(attn, u, seen.transpose(1, 2))
 

@@ -22,8 +22,9 @@ def draw(batch: int, frames: int, tokens: int, width: int, device: str = "cpu") 
 
 def compare(device: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, shift, scale = (y.to(dtype) for y in draw(*shape, device=device))
-    wanted = modulated_norm(x.float(), shift.float(), scale.float(), backend="reference")
-    assert_close(modulated_norm(x, shift, scale, backend="fused"), wanted, dtype, TOLERANCE)
+    for centred in (True, False):
+        wanted = modulated_norm(x.float(), shift.float(), scale.float(), centred=centred, backend="reference")
+        assert_close(modulated_norm(x, shift, scale, centred=centred, backend="fused"), wanted, dtype, TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -38,6 +39,9 @@ def test_the_reference_is_the_formula() -> None:
     normed = (row - row.mean()) / (row.var(correction=0) + 1e-6).sqrt()
     wanted = normed * (1 + scale[0, 1, 0].double()) + shift[0, 1, 0].double()
     torch.testing.assert_close(modulated_norm(x, shift, scale)[0, 1, 2], wanted.float())
+    normed = row / (row.square().mean() + 1e-6).sqrt()
+    wanted = normed * (1 + scale[0, 1, 0].double()) + shift[0, 1, 0].double()
+    torch.testing.assert_close(modulated_norm(x, shift, scale, centred=False)[0, 1, 2], wanted.float())
 
 
 def test_fused_reads_any_layout() -> None:

@@ -27,9 +27,12 @@ def draw(
 def compare(device: str, shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
     x, weight, angles = draw(*shape, device=device)
     x, weight = x.to(dtype), weight.to(dtype)
-    for rotation in (None, angles):
-        wanted = rms_norm(x.float(), weight.float(), 1e-5, rotation, backend="reference")
-        assert_close(rms_norm(x, weight, 1e-5, rotation, backend="fused"), wanted, dtype, TOLERANCE)
+    own = torch.randn(*shape[:4], shape[4] // 2, device=device) * 9
+    for rotation, split in ((None, False), (angles, False), (angles, True), ((own.cos(), own.sin()), True)):
+        for weighed in (True, False):
+            given, exact = (weight, weight.float()) if weighed else (None, None)
+            wanted = rms_norm(x.float(), exact, 1e-5, rotation, split=split, backend="reference")
+            assert_close(rms_norm(x, given, 1e-5, rotation, split=split, backend="fused"), wanted, dtype, TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -47,6 +50,11 @@ def test_the_reference_is_the_formula() -> None:
     c, s = cos[0, 1, 2, 0, 1], sin[0, 1, 2, 0, 1]
     wanted = torch.stack([normed[6] * c - normed[7] * s, normed[6] * s + normed[7] * c])
     torch.testing.assert_close(turned, wanted.float())
+    turned = rms_norm(x, weight, 1e-5, (cos, sin), split=True)[0, 1, 2, [5, 7]]
+    wanted = torch.stack([normed[5] * c - normed[7] * s, normed[5] * s + normed[7] * c])
+    torch.testing.assert_close(turned, wanted.float())
+    bare = row / (row.square().mean() + 1e-5).sqrt()
+    torch.testing.assert_close(rms_norm(x, None, 1e-5)[0, 1, 2], bare.float())
 
 
 def test_fused_reads_any_layout() -> None:
