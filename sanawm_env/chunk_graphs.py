@@ -38,7 +38,7 @@ class Replay(Protocol):
         """Runs it once more."""
 
 
-Program = Callable[[], None]
+Program = Callable[[], object]
 
 
 class Kind(NamedTuple):

@@ -6,16 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sanawm_env import bundle
 from sanawm_env.errors import BundleError, ConfigError
 from sanawm_env.model.quantised import LayerList, LowPrecision, Quantisation, weight_bytes
 from sanawm_env.placement import Placement, find_device
 from sanawm_env.requirements import executions
 from sanawm_env.world import WorldModel
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +28,7 @@ class Quantize:
 
 
 def quantised(model: WorldModel, quantisation: Quantisation) -> WorldModel:
-    """A copy of a plain model on the CPU with quantised weights, as they are when they are quantised on loading.
+    """A copy of a plain model, where it is, with quantised weights, as they are when they are quantised on loading.
 
     Nothing is calibrated: scales are the weights' own. ConfigError when the model is quantised already.
     """
@@ -41,7 +37,7 @@ def quantised(model: WorldModel, quantisation: Quantisation) -> WorldModel:
         raise ConfigError(f"the model is {before.precision} already; quantise the one that it was made from.")
     parts = bundle.empty_parts(model.config)
     read = {name: getattr(model, name).state_dict().__getitem__ for name in parts}
-    placement = Placement(device=CPU, dtype=model.dtype, quantisation=quantisation)
+    placement = Placement(device=model.device, dtype=model.dtype, quantisation=quantisation, captured=model.captured)
     return bundle.assemble(model.config, parts, read, placement, model.fingerprint)
 
 

@@ -10,13 +10,24 @@ import torch
 from torch import Tensor
 
 from sanawm_env.errors import BackendError, nearest
-from sanawm_env.kernels.backend import fp8_obstacle
+from sanawm_env.kernels.backend import fp8_obstacle, needs_gradients, resolve
 from sanawm_env.kernels.fp8 import reference
-from sanawm_env.kernels.fp8.reference import quantise as quantise
 
 BACKENDS = ("auto", "reference", "scaled")
 # Largest difference of a bf16 output from the reference's, over the largest output.
 TOLERANCE = 2**-7
+
+
+def quantise(rows: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """(levels e4m3 [N, K], scales fp32 [N]) of a matrix [N, K]: each row over its scale, its largest at 448.
+
+    BackendError where "fused" cannot run; it has no gradients.
+    """
+    if resolve(backend, rows.device, op="fp8_rows", gradients=needs_gradients(rows)) == "fused":
+        from sanawm_env.kernels.fp8 import fused
+
+        return fused.quantise(rows)
+    return reference.quantise(rows)
 
 
 def linear(x: Tensor, levels: Tensor, scales: Tensor, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:
@@ -31,7 +42,7 @@ def linear(x: Tensor, levels: Tensor, scales: Tensor, bias: Tensor | None = None
     if backend == "reference":
         return reference.linear(x, levels, scales, bias)
     check_scaled(x.device)
-    rows, given = reference.quantise(x.reshape(-1, x.shape[-1]))
+    rows, given = quantise(x.reshape(-1, x.shape[-1]))
     added = None if bias is None else bias.bfloat16()
     out = torch._scaled_mm(
         rows, levels.t(), scale_a=given[:, None], scale_b=scales[None], bias=added, out_dtype=torch.bfloat16

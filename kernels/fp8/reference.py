@@ -9,7 +9,7 @@ LARGEST = 448.0
 
 
 def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(levels e4m3 [N, K], scales fp32 [N]) of a matrix [N, K]: each row times its scale, its largest at 448."""
+    """As the package's `quantise`."""
     rows = rows.float()
     scales = rows.abs().amax(-1) / LARGEST
     # A row of zeros keeps scale 1, so that it divides and multiplies back to zeros.

@@ -46,7 +46,7 @@ def measure_distilled(bench: Bench) -> None:
         "distilled.memory",
         lambda: (
             _weight_bytes(denoiser=model.denoiser, autoencoder=model.autoencoder)
-            | {"state_bytes": model.empty_state(1).nbytes()}
+            | {"state_bytes": model.empty_state(1).nbytes(), "execution": model.execution, "captured": model.captured}
         ),
     )
     bench.row("distilled.latents", lambda: stream(model, 1, config.repeats, config.warmup, decode=False, text=text))
@@ -57,22 +57,26 @@ def measure_distilled(bench: Bench) -> None:
     state, outputs = _follow(model, _start(model, text), path[:, : age * frames])
     poses, latents = path[:, age * frames :], outputs[-1].latents
     chunks = next_chunk(world.chunk_latents, (age,), world.denoiser.previous_latents // world.chunk_latents)
-    given = told(model, state, poses, chunks)
+    given, graphs = model.denoiser.read(told(model, state, poses, chunks), world.grid), model.captured
     noisy, quiet = (torch.full((1, world.chunk_latents), level, device=model.device) for level in (500.0, 0.0))
     decoder = state.decoder
     assert decoder is not None
     bench.row("distilled.conditioning", lambda: bench.repeated(lambda: told(model, state, poses, chunks).plucker))
     bench.row(
         "distilled.denoiser_pass",
-        lambda: bench.repeated(lambda: model.denoiser(latents, noisy, given, chunks, state.memory)[0]),
+        lambda: bench.repeated(lambda: model.denoiser(latents, noisy, given, chunks, state.memory)[0], captured=graphs),
     )
     bench.row(
         "distilled.commit_pass",
-        lambda: bench.repeated(lambda: model.denoiser(latents, quiet, given, chunks, state.memory, collect=True)[0]),
+        lambda: bench.repeated(
+            lambda: model.denoiser(latents, quiet, given, chunks, state.memory, collect=True)[0], captured=graphs
+        ),
     )
     bench.row(
         "distilled.decode",
-        lambda: bench.repeated(lambda: model.autoencoder.decode(latents.to(model.dtype), decoder)[0]),
+        lambda: bench.repeated(
+            lambda: model.autoencoder.decode(latents.to(model.dtype), decoder, started=True)[0], captured=graphs
+        ),
     )
 
 

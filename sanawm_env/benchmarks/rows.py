@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sanawm_env.benchmarks.machine import peak_memory, percentiles, reset_peak, timed
 from sanawm_env.benchmarks.streaming import check_finite
 from sanawm_env.bundle import empty_parts
+from sanawm_env.chunk_graphs import record
 from sanawm_env.errors import ConfigError
 from sanawm_env.model import causal_video
 from sanawm_env.model.autoencoder import Autoencoder
@@ -22,7 +23,9 @@ from sanawm_env.model.config import WorldConfig, tiny_config
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.initialise import randomise
 from sanawm_env.model.public_keys import Variant
-from sanawm_env.placement import WidePrecision, find_captured, find_dtype
+from sanawm_env.model.quantised import LayerList
+from sanawm_env.placement import Precision, find_captured, find_dtype, find_quantisation
+from sanawm_env.quantise import quantised
 from sanawm_env.released import released_config
 from sanawm_env.world import WorldModel
 
@@ -56,16 +59,18 @@ class BenchSanaWM:
     which are slow. chunks: streamed and decoded in one go, warm-up included; marks: after how many of them memory is
     read. teacher_latents, teacher_steps, teacher_guidance: of the teacher's clip. lengths: latents of the bidirectional
     passes. check_chunks: length of the world that is saved, loaded and forked half way. scratch: folder for its file.
-    out: file that gets one JSON line a run.
+    precision, layers, captured: of `bundle.load`; captured worlds' passes are timed as graphs. out: file that gets one
+    JSON line a run.
     """
 
     size: Literal["full", "tiny"] = "full"
     device: str | None = None
-    precision: WidePrecision = "auto"
+    precision: Precision = "auto"
     parts: tuple[Part, ...] = PARTS
     repeats: int = 10
     warmup: int = 5
     captured: bool | None = None
+    layers: LayerList | None = None
     public_repeats: int = 3
     chunks: int = 40
     marks: tuple[int, ...] = (3, 10, 40)
@@ -101,6 +106,9 @@ class Bench:
         # On a CPU diffusers refuses cameras in bf16, so "auto" is fp32 there.
         on_cpu = config.precision == "auto" and device.type == "cpu"
         self.dtype = find_dtype("fp32" if on_cpu else config.precision, device)
+        self.quantisation = find_quantisation(config.precision, config.layers)
+        if self.quantisation is not None:
+            self.quantisation.check_runs(device)
         self.rows: dict[str, dict[str, Any]] = {}
         self.failed: list[str] = []
 
@@ -136,14 +144,17 @@ class Bench:
             del raised
         self._forget()
 
-    def repeated(self, work: Callable[[], Tensor], repeats: int | None = None) -> dict[str, Any]:
-        """Milliseconds of `work` after the warm-up, once its result is found to be finite."""
+    def repeated(
+        self, work: Callable[[], Tensor], repeats: int | None = None, *, captured: bool = False
+    ) -> dict[str, Any]:
+        """Milliseconds of `work`, or of its graph, after the warm-up, once its result is found to be finite."""
         count = self.config.repeats if repeats is None else repeats
         for _ in range(self.config.warmup if repeats is None else 1):
             result = work()
         check_finite(result, "the results")
         del result
-        return {"ms": percentiles([timed(work, self.device) for _ in range(count)]), "repeats": count}
+        again = record(work).replay if captured else work
+        return {"ms": percentiles([timed(again, self.device) for _ in range(count)]), "repeats": count}
 
     def world(self, variant: Variant, behaviour: str | None = None) -> WorldModel:
         """A world of random weights, made on the device itself. behaviour: in place of the variant's own."""
@@ -157,7 +168,8 @@ class Bench:
         autoencoder.set_statistics(torch.zeros(()), torch.ones(()))
         causal_video.lay_out(autoencoder.vae)
         captured = find_captured(self.config.captured, self.device, None)
-        return WorldModel(config, denoiser, autoencoder, captured=captured)
+        model = WorldModel(config, denoiser, autoencoder, captured=captured)
+        return model if self.quantisation is None else quantised(model, self.quantisation)
 
     def randomised(self, module: nn.Module) -> nn.Module:
         """A module of the meta device with random weights on the real one, which no copy on the CPU precedes."""
