@@ -6,17 +6,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sanawm_env import bundle
 from sanawm_env.errors import BundleError, ConfigError
-from sanawm_env.model.quantised import LayerList, LowPrecision, Quantisation, weight_bytes
+from sanawm_env.model.calibration import Moments, input_moments
+from sanawm_env.model.denoiser import Denoiser
+from sanawm_env.model.quantised import (
+    LayerList,
+    LowPrecision,
+    Quantisation,
+    layer_names,
+    quantising,
+    replace_layers,
+    weight_bytes,
+)
 from sanawm_env.placement import Placement, find_device
 from sanawm_env.requirements import executions
-from sanawm_env.world import WorldModel
+from sanawm_env.rooms import render, sample_scenes, sample_trajectories
+from sanawm_env.world import WorldModel, initial, step
+
+# Of the rooms that calibrate; none of them is held out.
+FIRST_ROOM, CHUNKS = 500_000_000, 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantize:
     """bundle: name or folder of a plain bundle. out: folder of the new one. precision, layers: of `bundle.load`.
+    calibrate: Rooms through which a world is driven to see what the layers multiply, 0 for none (FP8 needs none).
     replace: whether a bundle in `out` may be replaced.
     """
 
@@ -24,21 +41,51 @@ class Quantize:
     out: Path
     precision: LowPrecision = "nvfp4"
     layers: LayerList = "default"
+    calibrate: int = 0
     replace: bool = False
 
+    def __post_init__(self) -> None:
+        if self.calibrate < 0:
+            raise ConfigError(f"calibrate is {self.calibrate}, allowed is a number of rooms, 0 for none.")
 
-def quantised(model: WorldModel, quantisation: Quantisation) -> WorldModel:
-    """A copy of a plain model, where it is, with quantised weights, as they are when they are quantised on loading.
 
-    Nothing is calibrated: scales are the weights' own. ConfigError when the model is quantised already.
+def quantised(model: WorldModel, quantisation: Quantisation, calibrate: int = 0) -> WorldModel:
+    """A copy of a plain model, where it is, with quantised weights; those of 4 bits calibrated on as many rooms, of
+    training seeds, or with scales of their own alone, as on loading. ConfigError when the model is quantised already,
+    or reads text, of which rooms have none.
     """
     before = model.denoiser.quantisation
     if before is not None:
         raise ConfigError(f"the model is {before.precision} already; quantise the one that it was made from.")
     parts = bundle.empty_parts(model.config)
+    moments = _moments(model, quantisation, calibrate) if calibrate else None
     read = {name: getattr(model, name).state_dict().__getitem__ for name in parts}
+    denoiser = parts["denoiser"]
+    assert isinstance(denoiser, Denoiser)
+    replace_layers(denoiser, quantisation)
+    read["denoiser"] = quantising(denoiser, read["denoiser"], model.device, moments)
     placement = Placement(device=model.device, dtype=model.dtype, quantisation=quantisation, captured=model.captured)
     return bundle.assemble(model.config, parts, read, placement, model.fingerprint)
+
+
+def _moments(model: WorldModel, quantisation: Quantisation, rooms: int) -> Moments:
+    """Moments of the inputs of the layers to quantise, over drives through rooms."""
+    if model.reads_text:
+        raise ConfigError(
+            f"calibrate is {rooms}, but {model.config.name} reads text, of which rooms have none; use calibrate=0."
+        )
+    config, seeds = model.config, range(FIRST_ROOM, FIRST_ROOM + rooms)
+    scenes = sample_scenes(seeds, model.device)
+    frames = CHUNKS * config.frames_per_chunk
+    poses = torch.as_tensor(sample_trajectories(sample_scenes(seeds), seeds, frames, config.fps).poses)
+    truth = render(scenes, poses[:, :1].to(model.device), config.intrinsics, (config.height, config.width))
+
+    def drive() -> None:
+        state, _ = initial(model, truth.rgb[:, 0], seeds=seeds, poses=poses[:, 0])
+        for path in poses[:, 1:].split(config.frames_per_chunk, dim=1):
+            state, _ = step(model, state, path, decode=False)
+
+    return input_moments(model.denoiser, layer_names(model.denoiser, quantisation.layers), drive)
 
 
 def run(config: Quantize) -> dict[str, Any]:
@@ -56,9 +103,10 @@ def run(config: Quantize) -> dict[str, Any]:
     # Weights that were stored in 8 or 32 bits are fp32 once read, the others are bf16 in their files.
     model = bundle.load(config.bundle, device="cpu", precision="bf16" if told["bits"] == 16 else "fp32")
     chosen = Quantisation(precision=config.precision, layers=config.layers)
-    low = quantised(model, chosen)
+    low = quantised(model, chosen, config.calibrate)
     provenance = {
         "quantised_from": {"name": told["name"], "weights_sha256": model.fingerprint},
+        "calibrated_on_rooms": config.calibrate,
         "source": told["provenance"],
     }
     folder = bundle.save(

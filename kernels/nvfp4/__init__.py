@@ -17,20 +17,21 @@ from sanawm_env.kernels.nvfp4.reference import BLOCK as BLOCK
 TOLERANCE = 1e-5
 
 
-def quantise(weight: Tensor, *, fitted: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def quantise(weight: Tensor, *, fitted: bool = False, moments: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(codes uint8 [N, K / 2], scales e4m3 [N, K / 16], tensor_scale fp32 []) of a matrix [N, K].
 
     Codes of columns 2j and 2j + 1 are the low and the high half of byte j. Values round to the nearest, halves to the
     even code; the largest of the tensor becomes 6 * 448 * tensor_scale. A block's scale takes its largest value to 6,
     as nvidia-modelopt's does; fitted: it is the one of eight near by with the least squared error, a quarter less on
-    weights like ours. ConfigError unless K is a multiple of 16.
+    weights like ours. moments: [K, K], sum of x x^T over typical inputs x: columns are rounded in turn, each loss taken
+    over by later columns so that products with such inputs change least. ConfigError unless K is a multiple of 16.
     """
     if weight.ndim != 2 or weight.shape[1] % BLOCK:
         raise ConfigError(
             f"a weight of shape {tuple(weight.shape)} has no NVFP4 form; allowed are matrices whose rows are multiples "
             f"of {BLOCK} long: keep it in high precision."
         )
-    return reference.quantise(weight, fitted=fitted)
+    return reference.quantise(weight, fitted=fitted, moments=moments)
 
 
 def dequantise(codes: Tensor, scales: Tensor, tensor_scale: Tensor) -> Tensor:

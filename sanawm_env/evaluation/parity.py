@@ -18,7 +18,8 @@ from sanawm_env.evaluation.metrics import mean_where_finite, psnr
 from sanawm_env.evaluation.pose_error import magnitude
 from sanawm_env.evaluation.rooms import pose_offsets
 from sanawm_env.evaluation.visibility import visible
-from sanawm_env.model.quantised import LayerList, LowPrecision, weight_bytes
+from sanawm_env.model.quantised import LayerList, LowPrecision, Quantisation, weight_bytes
+from sanawm_env.quantise import quantised
 from sanawm_env.state import WorldState
 from sanawm_env.world import WorldModel, initial, step
 
@@ -32,13 +33,15 @@ MEASURES = {"psnr": "psnr_db", "degrees": "pose_error_degrees", "metres": "pose_
 @dataclass(frozen=True, kw_only=True)
 class EvalPrecisionParity:
     """bundle: name or folder of a plain bundle. device: CUDA if there is one, by default. precision, layers, simulate:
-    of `bundle.load`. scenes: held-out rooms, at least 2. chunks: how far each is driven. seed: of the held-out set.
+    of `bundle.load`. calibrate: of `quantise.Quantize`. scenes: held-out rooms, at least 2. chunks: how far each is
+    driven. seed: of the held-out set.
     """
 
     bundle: str = "rooms"
     device: str | None = None
     precision: LowPrecision = "nvfp4"
     layers: LayerList = "default"
+    calibrate: int = 0
     simulate: bool = False
     scenes: int = 8
     chunks: int = 4
@@ -54,13 +57,18 @@ def run(config: EvalPrecisionParity) -> dict[str, Any]:
     them; the report of `parity`.
     """
     high = load(config.bundle, device=config.device)
-    low = load(
-        config.bundle,
-        device=config.device,
-        precision=config.precision,
-        layers=config.layers,
-        simulate=config.simulate,
-    )
+    if config.calibrate:
+        chosen = Quantisation(precision=config.precision, layers=config.layers, simulated=config.simulate)
+        chosen.check_runs(high.device)
+        low = quantised(high, chosen, config.calibrate)
+    else:
+        low = load(
+            config.bundle,
+            device=config.device,
+            precision=config.precision,
+            layers=config.layers,
+            simulate=config.simulate,
+        )
     return parity(high, low, scenes=config.scenes, chunks=config.chunks, seed=config.seed)
 
 

@@ -97,7 +97,7 @@ class QuantisedLinear(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def quantise(cls, weight: Tensor) -> dict[str, Tensor]:
+    def quantise(cls, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
         """The stored tensors of a matrix [N, K]."""
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> QuantisedLinear:
@@ -125,8 +125,8 @@ class NVFP4Linear(QuantisedLinear):
         return dict(zip(cls.exact, (codes, scales, torch.empty(())), strict=True))
 
     @classmethod
-    def quantise(cls, weight: Tensor) -> dict[str, Tensor]:
-        return dict(zip(cls.exact, nvfp4.quantise(weight, fitted=True), strict=True))
+    def quantise(cls, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
+        return dict(zip(cls.exact, nvfp4.quantise(weight, fitted=True, moments=moments), strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         return nvfp4.linear(x, self.weight, self.weight_scale, self.weight_scale_2, self.bias, backend=self.backend)
@@ -144,7 +144,8 @@ class FP8Linear(QuantisedLinear):
         return {"weight": torch.empty(rows, width, dtype=torch.float8_e4m3fn), "weight_scale": torch.empty(rows)}
 
     @classmethod
-    def quantise(cls, weight: Tensor) -> dict[str, Tensor]:
+    def quantise(cls, weight: Tensor, moments: Tensor | None = None) -> dict[str, Tensor]:
+        # Eight bits lose too little for the inputs to matter.
         return dict(zip(cls.exact, fp8.quantise(weight), strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -197,8 +198,11 @@ def exact_names(denoiser: nn.Module) -> set[str]:
     return {f"{name}.{tensor}" for name, layer in layers for tensor in layer.exact}
 
 
-def quantising(denoiser: Denoiser, read: Read, device: torch.device) -> Read:
-    """A reader for a denoiser of `replace_layers` on top of one that returns plain weights by name.
+def quantising(
+    denoiser: Denoiser, read: Read, device: torch.device, moments: Mapping[str, Tensor] | None = None
+) -> Read:
+    """A reader for a denoiser of `replace_layers` on top of one that returns plain weights by name. moments: of the
+    layers' inputs, by name (calibration.py).
 
     Each plain tensor is read once, as long as a layer's tensors are asked for one after another, and is quantised on
     `device`.
@@ -212,7 +216,8 @@ def quantising(denoiser: Denoiser, read: Read, device: torch.device) -> Read:
             return read(name)
         if layer not in latest:
             latest.clear()
-            latest[layer] = kinds[layer].quantise(token_matrix(read(f"{layer}.weight").to(device)))
+            known = None if moments is None else moments[layer].to(device)
+            latest[layer] = kinds[layer].quantise(token_matrix(read(f"{layer}.weight").to(device)), known)
         return latest[layer][tensor]
 
     return read_quantised

@@ -154,3 +154,28 @@ def test_on_a_gpu() -> None:
     together = nvfp4.linear(x.bfloat16(), *packed, bias.bfloat16())
     alone = nvfp4.linear(x[333:334].bfloat16(), *packed, bias.bfloat16())
     assert torch.equal(alone[0], together[333])
+
+
+def test_known_inputs_make_losses_make_up_for_one_another() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(24, 64) * torch.rand(64)
+    # Inputs of few directions: what one column loses, others can give.
+    inputs = torch.randn(300, 12) @ torch.randn(12, 64) + 0.1 * torch.randn(300, 64)
+    losses = []
+    for moments in (None, inputs.T @ inputs):
+        packed = nvfp4.quantise(weight, fitted=True, moments=moments)
+        assert packed[0].shape == (24, 32) and packed[1].shape == (24, 4) and packed[1].dtype == torch.float8_e4m3fn
+        losses.append(float((inputs @ (nvfp4.dequantise(*packed) - weight).T).norm()))
+    assert losses[1] < 0.5 * losses[0]
+    # Inputs that have nothing to do with one another leave every column to itself.
+    packed, alone = (nvfp4.quantise(weight, moments=moments) for moments in (torch.eye(64), None))
+    assert all(torch.equal(x.float(), y.float()) for x, y in zip(packed, alone, strict=True))
+
+
+def test_inputs_that_were_never_seen_do_no_harm() -> None:
+    torch.manual_seed(1)
+    weight, inputs = torch.randn(8, 32), torch.randn(50, 32)
+    inputs[:, 5:20] = 0
+    packed = nvfp4.quantise(weight, fitted=True, moments=inputs.T @ inputs)
+    assert float((nvfp4.dequantise(*packed) - weight).abs().max()) < 2 * float(weight.abs().max())
+    assert nvfp4.dequantise(*nvfp4.quantise(weight, moments=torch.zeros(32, 32))).isfinite().all()
