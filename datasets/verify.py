@@ -189,8 +189,8 @@ def _check_files(store: EpisodeStore, found: Inventory, progress: Progress) -> I
             rows = slice(number * per_file, min((number + 1) * per_file, found.rows[array.name]))
             if (array.name, number) not in missing:
                 try:
-                    wrong = _range(array, np.asarray(store.arrays[key][rows]))
-                except (ValueError, RuntimeError, OSError) as error:
+                    wrong = _range(array, store.arrays[key][rows])
+                except StorageError as error:
                     wrong = f"is damaged ({error})"
                 if wrong:
                     yield f"{array.name}: file {number} {wrong}{_whose(store, array, number)}"
@@ -205,11 +205,13 @@ def _check_valid(store: EpisodeStore, incomplete: set[str]) -> Iterator[str]:
         return
     for index in range(len(store)):
         try:
-            schema.check_valid(np.asarray(store.arrays["valid"][store.rows("valid", index)]))
+            valid = store.stored("valid", index)
+        except StorageError:
+            return  # said already
+        try:
+            schema.check_valid(valid)
         except StorageError as error:
             yield f"episode {index}: {error}"
-        except (ValueError, RuntimeError, OSError):
-            return  # said already
 
 
 def _range(array: Array, rows: np.ndarray) -> str:
