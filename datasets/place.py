@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,10 @@ class Place(ABC):
     def read_parts(self, parts: Sequence[Part]) -> list[bytes | None]:
         """The bytes of each part, None where the file is not there. What a file lacks at its end is left out."""
 
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file there, by name."""
+
 
 class Folder(Place):
     """Files of a folder. Those that are read in parts, which never change, are held open while they are in use."""
@@ -54,6 +59,14 @@ class Folder(Place):
 
     def read_parts(self, parts: Sequence[Part]) -> list[bytes | None]:
         return [self._read_part(*part) for part in parts]
+
+    def sizes(self) -> dict[str, int]:
+        sizes = {}
+        for folder, _, names in os.walk(self.path):
+            for path in (Path(folder, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):  # a writer has just moved it
+                    sizes[path.relative_to(self.path).as_posix()] = path.stat().st_size
+        return sizes
 
     def _read_part(self, name: str, start: int, length: int | None) -> bytes | None:
         try:
@@ -107,6 +120,8 @@ class Remote(Place):
     def read_parts(self, parts: Sequence[Part]) -> list[bytes | None]:
         system, base = self._system()
         requests, owners = _joined(parts)
+        if not requests:
+            return []
         try:
             found = system.cat_ranges(
                 [f"{base}/{name}" for name, _, _ in requests],
@@ -118,6 +133,14 @@ class Remote(Place):
             raise _unreadable(self.url, error) from error
         contents = [self._content(request, what) for request, what in zip(requests, found)]
         return [_cut(contents[owners[part]], requests[owners[part]], part) for part in parts]
+
+    def sizes(self) -> dict[str, int]:
+        system, base = self._system()
+        try:
+            found = system.find(base, detail=True)
+        except Exception as error:
+            raise _unreadable(self.url, error) from error
+        return {name.split(f"{base.strip('/')}/", 1)[1]: int(told["size"]) for name, told in found.items()}
 
     def _content(self, part: Part, found: Any) -> bytes | None:
         if isinstance(found, FileNotFoundError):

@@ -18,6 +18,7 @@ from sanawm_env.datasets.recent import Threads
 from sanawm_env.datasets.schema import Array
 from sanawm_env.errors import StorageError
 
+Numbers = Sequence[int] | np.ndarray
 Decode = Callable[[np.ndarray, np.ndarray], np.ndarray]  # start_latents and latents of an episode to its frames
 
 
@@ -81,7 +82,7 @@ class EpisodeStore:
             arrays |= {key: arrays[key][:count] for key in over_time}
         return arrays
 
-    def at(self, key: str, episodes: Sequence[int], instants: Sequence[int]) -> np.ndarray:
+    def at(self, key: str, episodes: Numbers, instants: Numbers) -> np.ndarray:
         """Rows [n, ...] of what was seen at instants of episodes, in any order: n of each, of the same length.
 
         Instant 0 is that of reset (`start/<key>`), instant t that of row t - 1 of the episode. One byte range is read a
@@ -101,7 +102,7 @@ class EpisodeStore:
         out[later] = self.rows_at(key, (first + instant - 1)[later])
         return out
 
-    def rows_at(self, key: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    def rows_at(self, key: str, rows: Numbers) -> np.ndarray:
         """Rows of array `key` by their numbers, in any order. StorageError as for `at`."""
         if key not in self.arrays:
             hint = "; read whole episodes, whose latents `decode` turns to frames" * ("latents" in self.arrays)

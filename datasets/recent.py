@@ -8,7 +8,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Generic, TypeVar
 
 from sanawm_env.errors import ConfigError
@@ -81,5 +81,6 @@ class Threads:
         if self._process != os.getpid():
             self._process, self._pool = os.getpid(), ThreadPoolExecutor(self.count, "sanawm-read")
         bounds = [items * part // parts for part in range(parts + 1)]
-        for done in [self._pool.submit(work, *stretch) for stretch in itertools.pairwise(bounds)]:
-            done.result()
+        done, _ = wait([self._pool.submit(work, *stretch) for stretch in itertools.pairwise(bounds)])
+        for one in done:
+            one.result()
