@@ -19,7 +19,7 @@ from sanawm_env.datasets.schema import Array
 from sanawm_env.errors import StorageError
 
 Numbers = Sequence[int] | np.ndarray
-Decode = Callable[[np.ndarray, np.ndarray], np.ndarray]  # start_latents and latents of an episode to its frames
+Decode = Callable[[np.ndarray, np.ndarray, Mapping[str, Any]], np.ndarray]  # `sanawm_env.playback.Decoder`
 
 
 class EpisodeStore:
@@ -75,7 +75,7 @@ class EpisodeStore:
         index = self._number(index)
         arrays = {key: self._read(key, index) for key in self.keys}
         if "frames" not in arrays and self.decode is not None:
-            arrays["frames"] = self.decode(arrays["start_latents"], arrays["latents"])
+            arrays["frames"] = self.decode(arrays["start_latents"], arrays["latents"], self.describe(index))
         if valid_only:
             count = int(np.count_nonzero(arrays["valid"]))
             over_time = [key for key in arrays if schema.BY_KEY[key].axes[0] == "time"]
