@@ -176,10 +176,8 @@ Sizes = dict[str, int]
 
 def markdown() -> str:
     """The table as a page shows it (examples/data.md)."""
-    rows = [
-        "| array | dtype | axes | unit | codec | rows a file | needed | what it is |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ("array", "dtype", "axes", "unit", "codec", "rows a file", "needed", "what it is")
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for array in TABLE:
         count = str(array.chunk) if array.written == "growing" else {"time": "F"}.get(str(array.axes[0]), "1")
         axes = ", ".join(map(str, array.axes))

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from tests.sanawm_env.test_refined_worlds import path, pictures, refined, text
 
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.datasets.union import merge
@@ -18,7 +19,7 @@ from sanawm_env.model.config import tiny_config
 from sanawm_env.planned_env import PlannedEnv
 from sanawm_env.playback import Decoder
 from sanawm_env.vector_env import SanaWMVectorEnv
-from sanawm_env.world import WorldModel
+from sanawm_env.world import WorldModel, initial, step
 from sanawm_env.wrappers.episodes import StoreEpisodes, StoreVectorEpisodes
 
 FORWARD = np.array([0.2, 0.1], np.float32)
@@ -62,8 +63,8 @@ def test_worlds_of_a_batch_that_start_at_different_times(tiny_model: WorldModel,
     codec = {"picture_codec": "webp", "picture_quality": 0}
     env = StoreVectorEpisodes(batch, tmp_path / "a.zarr", keep="both", codec=codec)
     env.reset(seed=10)
-    for step in range(3):
-        if step == 1:
+    for number in range(3):
+        if number == 1:
             env.reset(seed=20, options={"reset_mask": np.array([False, True])})
         env.step(np.tile(FORWARD, (2, 1)))
     env.close()
@@ -73,6 +74,20 @@ def test_worlds_of_a_batch_that_start_at_different_times(tiny_model: WorldModel,
         episode = store.read(index, valid_only=False)
         frames = decode(episode["start_latents"], episode["latents"], store.describe(index))
         np.testing.assert_array_equal(frames, episode["frames"])
+
+
+def test_refined_latents_are_those_that_are_shown() -> None:
+    model = refined()
+    state, opened = initial(model, pictures(1), seeds=[0], text=text(1))
+    outputs = []
+    for chunk in range(2):
+        state, output = step(model, state, path(1, chunk))
+        outputs.append(output)
+    assert output.refined is not None and not torch.equal(output.decoded, output.latents)
+    latents = np.stack([output.decoded[0].numpy() for output in outputs])
+    told = {"bundle": "tiny", "bundle_sha256": model.fingerprint}
+    frames = np.concatenate([output.frames[0].numpy() for output in outputs])
+    np.testing.assert_array_equal(Decoder(model)(opened.decoded[0, 0].numpy(), latents, told), frames)
 
 
 def test_says_what_latents_need(tiny_model: WorldModel, tmp_path: Path) -> None:
