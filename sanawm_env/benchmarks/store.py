@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -67,7 +68,9 @@ def run(config: BenchStore, progress: Callable[[str], None] = print) -> dict[str
     """Measures everything, appends one JSON line to `config.out` and returns it. `progress` gets a line of text a
     measurement. StorageError if a store does not read as Zarr reads it: no timing then."""
     report: dict[str, Any] = {"benchmark": "store", **machine(torch.device("cpu"))}
-    report |= {"frame": [config.height, config.width], "writing": [], "frames": [], "windows": [], "training": []}
+    # Figures of a machine that others use at the same time say little: load is that of the minute before.
+    report |= {"load": os.getloadavg()[0], "frame": [config.height, config.width]}
+    report |= {kind: [] for kind in ("writing", "frames", "windows", "training")}
 
     def keep(kind: str, row: dict[str, Any]) -> None:
         report[kind].append(row)
