@@ -11,7 +11,7 @@ import numpy as np
 
 from sanawm_env.datasets import schema
 from sanawm_env.datasets.array_reader import ArrayReader
-from sanawm_env.datasets.layout import METADATA, file_name
+from sanawm_env.datasets.layout import METADATA
 from sanawm_env.datasets.place import Folder, Part, Place, open_place
 from sanawm_env.datasets.provenance import StoreInfo
 from sanawm_env.datasets.recent import Threads
@@ -157,11 +157,17 @@ class EpisodeStore:
             return self.meta["episode_blocks"]
         return self.ends // self.info.frames_per_step if axis == "step" else self.ends
 
-    def files(self, key: str, index: int) -> list[Path]:
-        """The files with the rows of array `key` of episode `index`, of a store in a folder."""
+    def files(self, key: str, index: int) -> list[str]:
+        """Names, in the store, of the files with the rows of array `key` of episode `index`."""
         rows, per_file = self.rows(key, index), self.tables[key].rows_per_file(self.info.frames_per_step)
-        folder, rank = self.path / self.tables[key].name, len(self.tables[key].axes)
-        return [folder / file_name(number, rank) for number in range(rows.start // per_file, -(-rows.stop // per_file))]
+        return [self.arrays[key].name(file) for file in range(rows.start // per_file, -(-rows.stop // per_file))]
+
+    def content(self, name: str) -> bytes:
+        """A file of the store as it is."""
+        content = self.place.read(name)
+        if content is None:
+            raise StorageError(f"{self.place}/{name} is missing; {VERIFY}")
+        return content
 
     def stored(self, key: str, index: int) -> np.ndarray:
         """The rows of array `key` of episode `index`, with their axis; one row for arrays of its start."""

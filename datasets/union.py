@@ -80,8 +80,9 @@ def merge(
 ) -> int:
     """Appends every episode of the sources to the store `target`, which is made if it is not there; returns how many.
 
-    Files with pictures, depth and latents are copied as they are, nothing is encoded again. resume: leaves out what the
-    target has already, after a merge that was cut off. progress: called with episodes done and all.
+    sources: folders or URLs. Files with pictures, depth and latents are copied as they are, nothing is encoded again.
+    resume: leaves out what the target has already, after a merge that was cut off. progress: called with episodes done
+    and all.
 
     StorageError before anything is copied: sources that differ in rates, columns, codec, arrays or picture size among
     each other or from the target, or an episode that is there twice.

@@ -84,13 +84,13 @@ def test_a_shard_index_is_read_once_and_then_a_range_a_frame(path: Path, monkeyp
     asked.clear()
     np.testing.assert_array_equal(store.rows_at("frames", [2]), first[1:2])
     np.testing.assert_array_equal(first[0], first[2])
-    size = store.files("frames", 0)[0].stat().st_size
+    size = (path / store.files("frames", 0)[0]).stat().st_size
     assert len(asked) == 1 and 0 < (asked[0].length or 0) < size / 3
 
 
 def test_damage_is_found_in_index_and_picture(path: Path) -> None:
     for place_, what in ((-3, "damaged"), (30, "damaged"), (None, "missing")):
-        file = EpisodeStore(path).files("frames", 1)[1]
+        file = path / EpisodeStore(path).files("frames", 1)[1]
         whole = file.read_bytes()
         if place_ is None:
             file.unlink()

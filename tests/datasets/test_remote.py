@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from sanawm_env.datasets.place import Part, Remote
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.datasets.torch_data import WindowStream
-from sanawm_env.datasets.union import Union, open_store
+from sanawm_env.datasets.union import Union, merge, open_store
 from sanawm_env.datasets.verify import repair, verify
 from sanawm_env.datasets.windows import Windows, WindowSpec
 from sanawm_env.datasets.writer import EpisodeWriter
@@ -64,6 +64,12 @@ def test_memory_reads_as_the_folder_does(path: Path, memory: str) -> None:
         Union([local, remote])
     with pytest.raises(StorageError, match=r"memory://data/a.zarr can be read, and no more: copy it to a folder"):
         repair(memory)
+
+
+def test_merges_what_is_far_away(memory: str, path: Path, tmp_path: Path) -> None:
+    assert merge([memory], tmp_path / "near.zarr") == 4
+    assert_reads_as(EpisodeStore(tmp_path / "near.zarr"), EpisodeStore(path))
+    assert not verify(tmp_path / "near.zarr").problems
 
 
 def test_verifies_what_is_far_away(path: Path, memory: str) -> None:

@@ -302,7 +302,7 @@ def test_a_missing_or_damaged_file_is_never_read_as_zeros(tmp_path: Path) -> Non
         for seed in range(3):
             add(writer, seed)
     store = EpisodeStore(path)
-    file = store.files("frames", 1)[0]
+    file = path / store.files("frames", 1)[0]
     content = bytearray(file.read_bytes())
     content[50] ^= 1
     file.write_bytes(content)

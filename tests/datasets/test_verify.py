@@ -82,7 +82,7 @@ def test_finds_a_flipped_bit_in_every_file(store: Path) -> None:
 
 
 def test_finds_a_missing_file(store: Path) -> None:
-    EpisodeStore(store).files("truth_depth", 2)[1].unlink()
+    (store / EpisodeStore(store).files("truth_depth", 2)[1]).unlink()
     (store / "start/frames/c.3.0.0.0").unlink()
     (store / "data/rewards/c.0").unlink()
     assert verify(store).problems == (
