@@ -47,9 +47,9 @@ class ArrayReader:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """A stretch of rows."""
-        return self.read(range(*rows.indices(len(self))))
+    def __getitem__(self, rows: slice | int) -> np.ndarray:
+        """A stretch of rows, or one."""
+        return self.read(range(*rows.indices(len(self)))) if isinstance(rows, slice) else self.read([rows])[0]
 
     def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """These rows [n, *shape], in the order given; one that is named twice is decoded once."""

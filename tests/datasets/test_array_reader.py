@@ -53,6 +53,7 @@ def test_every_row_of_every_array_is_what_zarr_reads(codec: str, quality: int, t
             assert read.dtype == np.dtype(array.dtype)
             for row, seen in zip(rows, read):
                 np.testing.assert_array_equal(seen, group[array.name][int(row)], err_msg=f"{key} {row}")
+            np.testing.assert_array_equal(store.arrays[key][len(rows) - 1], store.arrays[key][-1:][0])
 
 
 def test_instants_start_with_the_picture_of_reset(path: Path) -> None:
