@@ -41,8 +41,8 @@ class PictureCodec(ArrayBytesCodec):
         """File of a picture [H, W, 3]."""
 
     @abstractmethod
-    def decode_picture(self, content: bytes) -> np.ndarray:
-        """The picture [H, W, 3] of a file."""
+    def decode_picture(self, content: bytes, out: np.ndarray | None = None) -> np.ndarray:
+        """The picture [H, W, 3] of a file, in `out` if that is given. ValueError or RuntimeError if it is none."""
 
     def validate(self, *, shape: tuple[int, ...], dtype: Any, chunk_grid: Any) -> None:
         if len(shape) != 4 or shape[-1] != 3 or dtype.to_native_dtype() != np.uint8:
@@ -80,8 +80,8 @@ class Jpeg(PictureCodec):
     def encode_picture(self, picture: np.ndarray) -> bytes:
         return encode(picture, self.quality)
 
-    def decode_picture(self, content: bytes) -> np.ndarray:
-        return np.asarray(imagecodecs.jpeg8_decode(content))
+    def decode_picture(self, content: bytes, out: np.ndarray | None = None) -> np.ndarray:
+        return np.asarray(imagecodecs.jpeg8_decode(content, out=out))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +98,8 @@ class WebP(PictureCodec):
     def encode_picture(self, picture: np.ndarray) -> bytes:
         return bytes(imagecodecs.webp_encode(picture, level=self.quality or None, lossless=not self.quality))
 
-    def decode_picture(self, content: bytes) -> np.ndarray:
-        return np.asarray(imagecodecs.webp_decode(content))
+    def decode_picture(self, content: bytes, out: np.ndarray | None = None) -> np.ndarray:
+        return np.asarray(imagecodecs.webp_decode(content, out=out))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +111,8 @@ class JpegXl(PictureCodec):
     def encode_picture(self, picture: np.ndarray) -> bytes:
         return bytes(imagecodecs.jpegxl_encode(picture, lossless=True))
 
-    def decode_picture(self, content: bytes) -> np.ndarray:
-        return np.asarray(imagecodecs.jpegxl_decode(content))
+    def decode_picture(self, content: bytes, out: np.ndarray | None = None) -> np.ndarray:
+        return np.asarray(imagecodecs.jpegxl_decode(content, out=out))
 
 
 def picture_codec(name: str, quality: int) -> PictureCodec:

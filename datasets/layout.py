@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,10 +85,9 @@ def sealed(metadata: dict[str, Any]) -> bytes:
     return json.dumps(plain, indent=1).encode()
 
 
-def is_sealed(path: Path) -> bool:
-    """Whether the metadata in a file is what was written. OSError or ValueError where it cannot be read at all."""
-    metadata = json.loads(path.read_bytes())
-    return bool(path.read_bytes() == sealed(metadata))
+def is_sealed(content: bytes) -> bool:
+    """Whether metadata are what was written. ValueError, KeyError or TypeError where they are none."""
+    return content == sealed(json.loads(content))
 
 
 def _checksum(metadata: dict[str, Any]) -> str:

@@ -84,10 +84,7 @@ class OpenEpisode:
                 if table.written == "growing":
                     self.rows[key] = [store.stored(key, index)]
                     continue
-                self.files[key] = []
-                for source in store.files(key, index):
-                    self.files[key].append(self._place())
-                    shutil.copyfile(source, self.files[key][-1])
+                self.files[key] = [self.stage(store.content(name)) for name in store.files(key, index)]
             self.keys, self.frames = store.keys, len(self.rows["valid"][0])
 
     def commit(self, *, reason: str = "", seconds: float = 0.0) -> int:
@@ -117,7 +114,8 @@ class OpenEpisode:
 
     def stage(self, content: bytes) -> Path:
         """A finished file that waits for its place."""
-        path = self._place()
+        self._staged += 1
+        path = self._folder / str(self._staged)
         files.write(path, content)
         return path
 
@@ -132,10 +130,6 @@ class OpenEpisode:
         except BaseException:
             self.abort()
             raise
-
-    def _place(self) -> Path:
-        self._staged += 1
-        return self._folder / str(self._staged)
 
     def _put(self, arrays: Mapping[str, np.ndarray]) -> None:
         assert self._writer is not None

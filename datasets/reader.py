@@ -2,49 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
 from sanawm_env.datasets import schema
-from sanawm_env.datasets.layout import METADATA, file_name
+from sanawm_env.datasets.array_reader import ArrayReader
+from sanawm_env.datasets.layout import METADATA
+from sanawm_env.datasets.place import Folder, Part, Place, open_place
 from sanawm_env.datasets.provenance import StoreInfo
+from sanawm_env.datasets.recent import Threads
 from sanawm_env.datasets.schema import Array
 from sanawm_env.errors import StorageError
 
+Numbers = Sequence[int] | np.ndarray
+Decode = Callable[[np.ndarray, np.ndarray, Mapping[str, Any]], np.ndarray]  # `sanawm_env.playback.Decoder`
+
 
 class EpisodeStore:
-    """The committed episodes of the store at `path`, as they were when it was opened; it may be written to meanwhile.
+    """The committed episodes of the store at `source`, as they were when it was opened; it may be written to meanwhile.
+
+    source: a folder, or a URL that fsspec knows ("s3://bucket/x.zarr"); options: of the file system behind a URL.
+    threads: that decode pictures at a time, None for one a core and one in the child process of a data loader. decode:
+    makes the frames of episodes that were stored as latents only (`sanawm_env.playback.Decoder`). A store may be shared
+    by threads, used after a fork, and pickled: files are opened anew in each process.
 
     len(store) episodes; store[i] is one as a mapping of arrays, time first. info: what all episodes share. ends: rows
     of `data` up to the end of each. meta: the other arrays of `meta` by name, one row an episode. sources: the
-    provenance that `episode_sources` points to. arrays: every Zarr array of `data` and `start` by key ("frames",
-    "start_frames"), for reading windows; rows from `ends[-1]` on are not part of the store.
+    provenance that `episode_sources` points to. arrays: a reader of every array of `data` and `start` by key
+    ("frames", "start_frames"); rows from `ends[-1]` on are not part of the store.
 
     StorageError: nothing there, another format or version, an index that points beyond the data.
     """
 
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
+    def __init__(
+        self,
+        source: Path | str,
+        *,
+        threads: int | None = None,
+        decode: Decode | None = None,
+        options: Mapping[str, Any] | None = None,
+    ):
+        self.place = open_place(source, options)
+        self.decode = decode
+        self._threads = Threads(threads)
         # The index first: whatever a writer adds from now on, everything read after it holds at least what it names.
-        self.ends = _read_ends(self.path)
-        group = open_group(self.path)
-        self.attributes: Mapping[str, Any] = dict(group.attrs)
-        self.info = StoreInfo.of(self.attributes)
+        self.ends = self._read_ends()
+        self.attributes = read_attributes(self.place)
         self.sources: list[dict[str, Any]] = list(self.attributes.get("sources", ()))
         self.frames = int(self.ends[-1]) if len(self) else 0
+        self.meta: dict[str, np.ndarray] = {}
+        self.arrays: dict[str, ArrayReader] = {}
         self.tables: dict[str, Array] = {}
-        self.arrays: dict[str, Any] = {}
-        self.meta = {
-            array.name.removeprefix("meta/"): self._decode(self._array(group, array), slice(0, len(self)), array.name)
-            for array in schema.META
-        }
-        for array in schema.BY_KEY.values() if len(self) else ():
-            if array.required or (self.path / array.name).exists():
-                self.arrays[array.key], self.tables[array.key] = self._array(group, array), array
+        self._open_arrays()
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -56,14 +69,50 @@ class EpisodeStore:
     def read(self, index: int, *, valid_only: bool = True) -> dict[str, np.ndarray]:
         """Every array of episode `index`; valid_only=False gives the frames after its end in the last step too.
 
-        `EpisodeWriter.add` takes what valid_only=False gives. StorageError where a file is missing or damaged.
+        `EpisodeWriter.add` takes what valid_only=False gives, without the frames that `decode` has made of latents.
+        StorageError where a file is missing or damaged.
         """
         index = self._number(index)
         arrays = {key: self._read(key, index) for key in self.keys}
+        if "frames" not in arrays and self.decode is not None:
+            arrays["frames"] = self.decode(arrays["start_latents"], arrays["latents"], self.describe(index))
         if valid_only:
             count = int(np.count_nonzero(arrays["valid"]))
-            arrays = {key: rows[:count] if self._axis(key) == "time" else rows for key, rows in arrays.items()}
+            over_time = [key for key in arrays if schema.BY_KEY[key].axes[0] == "time"]
+            arrays |= {key: arrays[key][:count] for key in over_time}
         return arrays
+
+    def at(self, key: str, episodes: Numbers, instants: Numbers) -> np.ndarray:
+        """Rows [n, ...] of what was seen at instants of episodes, in any order: n of each, of the same length.
+
+        Instant 0 is that of reset (`start/<key>`), instant t that of row t - 1 of the episode. One byte range is read a
+        row, and every picture decoded once. StorageError where a file is missing or damaged.
+        """
+        number, instant = np.asarray(episodes, np.int64), np.asarray(instants, np.int64)
+        first = np.concatenate([[0], self.ends])[number]
+        lengths = self.ends[number] - first
+        if len(instant) and (instant.min() < 0 or (instant > lengths).any()):
+            raise IndexError(f"instants reach from {instant.min()} to {instant.max()} of {lengths.min()} and more")
+        later = instant > 0
+        if later.all():
+            return self.rows_at(key, first + instant - 1)
+        began = self.rows_at(f"start_{key}", number[~later])
+        out = np.empty((len(instant), *began.shape[1:]), began.dtype)
+        out[~later] = began
+        out[later] = self.rows_at(key, (first + instant - 1)[later])
+        return out
+
+    def rows_at(self, key: str, rows: Numbers) -> np.ndarray:
+        """Rows of array `key` by their numbers, in any order. StorageError as for `at`."""
+        if key not in self.arrays:
+            hint = "; read whole episodes, whose latents `decode` turns to frames" * ("latents" in self.arrays)
+            raise StorageError(f"{self.place} has no array {key}; it has {sorted(self.arrays)}{hint}")
+        numbers = np.asarray(rows, np.int64)
+        try:
+            return self.arrays[key].read(numbers)
+        except StorageError as error:
+            span = f"{numbers.min()} to {numbers.max() + 1}"
+            raise StorageError(f"{self.place}: {key} rows {span}: {error}; {VERIFY}") from error
 
     def states(self, index: int) -> dict[int, bytes]:
         """The saved states of episode `index`, by the number of steps that it had then."""
@@ -82,7 +131,7 @@ class EpisodeStore:
             "room": int(self.meta["episode_rooms"][index]),
             "reason": schema.END_REASONS[reason],
             "seconds": float(self.meta["episode_seconds"][index]),
-            "steps": len(range(*self.rows("frames", index).indices(self.frames))) // self.info.frames_per_step,
+            "steps": len(range(*self.rows("valid", index).indices(self.frames))) // self.info.frames_per_step,
             **self.sources[source],
         }
 
@@ -108,11 +157,34 @@ class EpisodeStore:
             return self.meta["episode_blocks"]
         return self.ends // self.info.frames_per_step if axis == "step" else self.ends
 
-    def files(self, key: str, index: int) -> list[Path]:
-        """The files with the rows of array `key` of episode `index`."""
+    def files(self, key: str, index: int) -> list[str]:
+        """Names, in the store, of the files with the rows of array `key` of episode `index`."""
         rows, per_file = self.rows(key, index), self.tables[key].rows_per_file(self.info.frames_per_step)
-        folder, rank = self.path / self.tables[key].name, len(self.tables[key].axes)
-        return [folder / file_name(number, rank) for number in range(rows.start // per_file, -(-rows.stop // per_file))]
+        return [self.arrays[key].name(file) for file in range(rows.start // per_file, -(-rows.stop // per_file))]
+
+    def content(self, name: str) -> bytes:
+        """A file of the store as it is."""
+        content = self.place.read(name)
+        if content is None:
+            raise StorageError(f"{self.place}/{name} is missing; {VERIFY}")
+        return content
+
+    def stored(self, key: str, index: int) -> np.ndarray:
+        """The rows of array `key` of episode `index`, with their axis; one row for arrays of its start."""
+        rows = self.rows(key, index)
+        return self.rows_at(key, range(rows.start, rows.stop))
+
+    def tail(self, key: str) -> np.ndarray:
+        """The rows of array `key` in its last file, none if that is full."""
+        rows = self.rows_of(self.tables[key])
+        return self.rows_at(key, range(rows - rows % self.tables[key].chunk, rows))
+
+    @property
+    def path(self) -> Path:
+        """The folder of the store. StorageError where it lies in an object store."""
+        if not isinstance(self.place, Folder):
+            raise StorageError(f"{self.place} can be read, and no more: copy it to a folder and give that")
+        return self.place.path
 
     @property
     def keys(self) -> set[str]:
@@ -125,42 +197,52 @@ class EpisodeStore:
         axes = [pair for key, table in self.tables.items() for pair in zip(table.axes[1:], self.arrays[key].shape[1:])]
         return {axis: length for axis, length in axes if isinstance(axis, str)}
 
-    def tail(self, key: str) -> np.ndarray:
-        """The rows of array `key` in its last file, none if that is full."""
-        table = self.tables[key]
-        rows = self.rows_of(table)
-        return self._decode(self.arrays[key], slice(rows - rows % table.chunk, rows), key)
+    def _read_ends(self) -> np.ndarray:
+        table, attributes = schema.BY_NAME[schema.ENDS], read_attributes(self.place)
+        metadata = self._metadata([table])
+        if table.name not in metadata:
+            raise StorageError(f"{self.place} has no {schema.ENDS}: it was not written to its end; record it again")
+        self.info = StoreInfo.of(attributes)
+        return self._decoded(self._array(table, metadata[table.name]), table)
 
-    def _array(self, group: Any, array: Array) -> Any:
-        """A Zarr array, once it has the rows that the index counts."""
-        needed = self.rows_of(array)
+    def _open_arrays(self) -> None:
+        metadata = self._metadata(schema.TABLE)
+        for table in schema.META:
+            if table.name != schema.ENDS:
+                array = self._array(table, metadata.get(table.name), len(self))
+                self.meta[table.name.removeprefix("meta/")] = self._decoded(array, table, len(self))
+        for key, table in schema.BY_KEY.items() if len(self) else ():
+            if table.required or table.name in metadata:
+                self.arrays[key] = self._array(table, metadata.get(table.name), self.rows_of(table))
+                self.tables[key] = table
+        if len(self):
+            schema.check_names(self.keys, None)
+
+    def _metadata(self, tables: Sequence[Array]) -> dict[str, bytes]:
+        contents = self.place.read_parts([Part(f"{table.name}/{METADATA}") for table in tables])
+        return {table.name: content for table, content in zip(tables, contents) if content is not None}
+
+    def _array(self, table: Array, metadata: bytes | None, rows: int = 0) -> ArrayReader:
+        """An array, once it has the rows that the index counts."""
         try:
-            stored = group[array.name]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise StorageError(f"{self.path}: array {array.name} cannot be opened ({error}); {VERIFY}") from error
-        if stored.shape[0] < needed:
-            raise StorageError(f"{self.path}: array {array.name} has {stored.shape[0]} rows, not {needed}; {VERIFY}")
-        return stored
+            if metadata is None:
+                raise StorageError(f"{METADATA} is missing")
+            array = ArrayReader(self.place, table, self.info, json.loads(metadata), self._threads)
+        except (StorageError, ValueError) as error:
+            raise StorageError(f"{self.place}: array {table.name} cannot be opened ({error}); {VERIFY}") from error
+        if len(array) < rows:
+            raise StorageError(f"{self.place}: array {table.name} has {len(array)} rows, not {rows}; {VERIFY}")
+        return array
 
-    def _axis(self, key: str) -> str | int:
-        return self.tables[key].axes[0]
-
-    def stored(self, key: str, index: int) -> np.ndarray:
-        """The rows of array `key` of episode `index`, with their axis; one row for arrays of its start."""
-        for path in self.files(key, index):
-            if not path.exists():  # Zarr would show zeros
-                raise StorageError(f"{path} is missing, episode {index} needs it; {VERIFY}")
-        return self._decode(self.arrays[key], self.rows(key, index), key)
+    def _decoded(self, array: ArrayReader, table: Array, rows: int | None = None) -> np.ndarray:
+        try:
+            return array[:rows]
+        except StorageError as error:
+            raise StorageError(f"{self.place}: {table.name}: {error}; {VERIFY}") from error
 
     def _read(self, key: str, index: int) -> np.ndarray:
         rows = self.stored(key, index)
-        return rows[0] if self._axis(key) == "episode" else rows
-
-    def _decode(self, stored: Any, rows: slice, name: str) -> np.ndarray:
-        try:
-            return np.asarray(stored[rows])
-        except (ValueError, RuntimeError, OSError) as error:
-            raise StorageError(f"{self.path}: {name} rows {rows.start} to {rows.stop}: {error}; {VERIFY}") from error
+        return rows[0] if self.tables[key].axes[0] == "episode" else rows
 
     def _number(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -171,29 +253,22 @@ class EpisodeStore:
 VERIFY = "`sanawm verify` says what is damaged; restore it from a copy"
 
 
-def open_group(path: Path) -> Any:
-    """The group of a store, once its attributes are found to be of this format and version."""
+def read_attributes(place: Place) -> Mapping[str, Any]:
+    """The attributes of a store, once they are found to be of this format and version."""
+    content = place.read(METADATA)
+    if content is None:
+        raise StorageError(f"{place} is not an episode store; give the folder that was written, e.g. x.zarr")
     try:
-        group = zarr.open_group(path, mode="r", zarr_format=3)
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise StorageError(f"{path} is not an episode store; give the folder that was written, e.g. x.zarr") from error
-    except (KeyError, TypeError) as error:
-        raise StorageError(f"{path / METADATA} is damaged ({error}); {VERIFY}") from error
-    name, version = group.attrs.get("schema"), group.attrs.get("version")
-    if name != schema.NAME or not isinstance(version, int):
-        raise StorageError(f"{path} has schema {name!r}, expected {schema.NAME!r}; it was written by something else")
+        metadata = json.loads(content)
+        attributes: dict[str, Any] = dict(metadata["attributes"])
+        kind = metadata["node_type"], metadata["zarr_format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{place}/{METADATA} is damaged ({error!r}); {VERIFY}") from error
+    name, version = attributes.get("schema"), attributes.get("version")
+    if kind != ("group", 3) or name != schema.NAME or not isinstance(version, int):
+        raise StorageError(f"{place} has schema {name!r}, expected {schema.NAME!r}; it was written by something else")
     if version > schema.VERSION:
-        raise StorageError(f"{path} has version {version}, this package reads up to {schema.VERSION}; upgrade it")
+        raise StorageError(f"{place} has version {version}, this package reads up to {schema.VERSION}; upgrade it")
     if version < schema.VERSION:
-        raise StorageError(f"{path} has version {version}, this package reads {schema.VERSION} only; record it again")
-    return group
-
-
-def _read_ends(path: Path) -> np.ndarray:
-    group = open_group(path)
-    if not (path / schema.ENDS / METADATA).exists():
-        raise StorageError(f"{path} has no {schema.ENDS}: it was not written to its end; record it again")
-    try:
-        return np.asarray(group[schema.ENDS][:])
-    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
-        raise StorageError(f"{path}: {schema.ENDS}: {error}; {VERIFY}") from error
+        raise StorageError(f"{place} has version {version}, this package reads {schema.VERSION} only; record it again")
+    return attributes

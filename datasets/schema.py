@@ -85,7 +85,7 @@ def _planes(name: str, dtype: str, unit: str, meaning: str) -> Array:
 
 POSE = "camera to world, OpenCV axes (x right, y down, z forward)"
 TABLE: tuple[Array, ...] = (
-    _pictures("data/frames", "what the camera saw"),
+    _pictures("data/frames", "what the camera saw; left out where latents are kept instead", required=False),
     Array(name="data/poses", dtype="float64", axes=("time", 4, 4), unit="m", meaning=f"{POSE}, where a frame is seen"),
     Array(name="data/intrinsics", dtype="float32", axes=("time", 4), unit="pixel", meaning="fx, fy, cx, cy"),
     Array(
@@ -115,7 +115,7 @@ TABLE: tuple[Array, ...] = (
         chunk=1,
         written="once",
         required=False,
-        meaning="of the step, before the refiner",
+        meaning="of the step, those that its frames were decoded from",
     ),
     _pictures("data/truth_frames", "the ground truth seen from the same pose", required=False),
     _planes("data/truth_depth", "float32", "m", "of the truth, along the optical axis"),
@@ -147,7 +147,7 @@ TABLE: tuple[Array, ...] = (
         chunk=1,
         written="once",
         required=False,
-        meaning="of start/frames",
+        meaning="those that start/frames was decoded from",
     ),
     _pictures("start/truth_frames", "the ground truth seen from the start pose", required=False),
     _planes("start/truth_depth", "float32", "m", "of the truth, along the optical axis"),
@@ -174,10 +174,23 @@ END_REASONS = ("", "success", "collision", "horizon", "timeout", "model_fault") 
 Sizes = dict[str, int]
 
 
+def markdown() -> str:
+    """The table as a page shows it (examples/data.md)."""
+    heads = ("array", "dtype", "axes", "unit", "codec", "rows a file", "needed", "what it is")
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for array in TABLE:
+        count = str(array.chunk) if array.written == "growing" else {"time": "F"}.get(str(array.axes[0]), "1")
+        axes = ", ".join(map(str, array.axes))
+        cells = (f"`{array.name}`", array.dtype, axes, array.unit or "-", array.codec, count)
+        rows.append(f"| {' | '.join(cells)} | {'yes' if array.required else ''} | {array.meaning} |")
+    return "\n".join(rows)
+
+
 def check_names(keys: set[str], known: set[str] | None) -> None:
-    """StorageError unless `keys` are the arrays of an episode: every required one, nothing unknown, and exactly those
-    of the store (`known`, None for a new one)."""
+    """StorageError unless `keys` are the arrays of an episode: every required one, frames or latents or both, nothing
+    unknown, and exactly those of the store (`known`, None for a new one)."""
     missing = sorted(array.key for array in EPISODE.values() if array.required and array.key not in keys)
+    missing += [] if {"frames", "latents"} & keys else ["frames"]
     unknown = sorted(keys - set(EPISODE))
     if missing or unknown:
         raise StorageError(f"episode lacks arrays {missing} and has unknown arrays {unknown}; known: {list(EPISODE)}")

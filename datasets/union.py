@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sanawm_env.datasets.layout import METADATA
-from sanawm_env.datasets.reader import EpisodeStore
+from sanawm_env.datasets.reader import Decode, EpisodeStore
 from sanawm_env.datasets.writer import EpisodeWriter
 from sanawm_env.errors import StorageError
 
@@ -55,6 +55,22 @@ class Union:
         return self.stores[number], index - (self._ends[number - 1] if number else 0)
 
 
+def open_store(
+    source: Path | str | Sequence[Path | str],
+    *,
+    threads: int | None = None,
+    decode: Decode | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> EpisodeStore | Union:
+    """The store in a folder or behind a URL ("s3://bucket/x.zarr", "memory://x.zarr"), or several as one; the rest as
+    of `EpisodeStore`."""
+
+    def opened(one: Path | str) -> EpisodeStore:
+        return EpisodeStore(one, threads=threads, decode=decode, options=options)
+
+    return opened(source) if isinstance(source, Path | str) else Union(opened(one) for one in source)
+
+
 def merge(
     sources: Sequence[Path | str],
     target: Path | str,
@@ -64,8 +80,9 @@ def merge(
 ) -> int:
     """Appends every episode of the sources to the store `target`, which is made if it is not there; returns how many.
 
-    Files with pictures, depth and latents are copied as they are, nothing is encoded again. resume: leaves out what the
-    target has already, after a merge that was cut off. progress: called with episodes done and all.
+    sources: folders or URLs. Files with pictures, depth and latents are copied as they are, nothing is encoded again.
+    resume: leaves out what the target has already, after a merge that was cut off. progress: called with episodes done
+    and all.
 
     StorageError before anything is copied: sources that differ in rates, columns, codec, arrays or picture size among
     each other or from the target, or an episode that is there twice.
@@ -108,7 +125,8 @@ def check_alike(stores: Sequence[EpisodeStore]) -> None:
         ):
             if one != first and (len(store) or what == "attributes"):
                 raise StorageError(
-                    f"{store.path} has {what} {one}, {stores[0].path} has {first}; only stores that agree can be joined"
+                    f"{store.place} has {what} {one}, {stores[0].place} has {first}; only stores that agree can be "
+                    "joined"
                 )
 
 
@@ -120,6 +138,6 @@ def check_apart(stores: Sequence[EpisodeStore]) -> None:
             other = owners.setdefault(store.identity(index), store)
             if other is not store:
                 raise StorageError(
-                    f"episode {store.identity(index).hex()} is in {other.path} and in {store.path}; leave one of them "
-                    "out, or go on with a merge that was cut off by resume=True (--resume)"
+                    f"episode {store.identity(index).hex()} is in {other.place} and in {store.place}; leave one of "
+                    "them out, or go on with a merge that was cut off by resume=True (--resume)"
                 )

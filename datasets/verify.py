@@ -7,8 +7,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,8 @@ from sanawm_env.datasets import files, inventory, schema
 from sanawm_env.datasets.inventory import Inventory
 from sanawm_env.datasets.layout import METADATA, Encoder, is_sealed
 from sanawm_env.datasets.lock import WriterLock
-from sanawm_env.datasets.reader import EpisodeStore
+from sanawm_env.datasets.place import Part, Place, open_place
+from sanawm_env.datasets.reader import EpisodeStore, read_attributes
 from sanawm_env.datasets.schema import Array
 from sanawm_env.datasets.writer import GROUPS, LOCK, STAGING
 from sanawm_env.errors import PoseError, StorageError
@@ -28,7 +30,7 @@ class Report:
     were cut off, with their bytes; they harm nothing, and `repair` removes them. foreign: files that are none of ours.
     """
 
-    path: Path
+    store: str
     episodes: int
     frames: int
     files: int
@@ -36,21 +38,21 @@ class Report:
     problems: tuple[str, ...]
     unreferenced: int
     unreferenced_bytes: int
-    foreign: tuple[Path, ...]
+    foreign: tuple[str, ...]
 
     def text(self) -> str:
         """A line on the whole, and one for each problem."""
         state = f"{len(self.problems)} problems" if self.problems else "sound"
-        lines = [f"{self.path}: {state}; {self.episodes} episodes, {self.frames} frames, {self.bytes / 1e6:.1f} MB"]
+        lines = [f"{self.store}: {state}; {self.episodes} episodes, {self.frames} frames, {self.bytes / 1e6:.1f} MB"]
         lines += [f"  {problem}" for problem in self.problems]
         if self.unreferenced:
             size = f"{self.unreferenced_bytes / 1e6:.1f} MB"
             lines.append(f"  {self.unreferenced} files ({size}) belong to no episode; `sanawm repair` removes them")
-        return "\n".join([*lines, *(f"  {path} is not a file of the store" for path in self.foreign)])
+        return "\n".join([*lines, *(f"  {name} is not a file of the store" for name in self.foreign)])
 
     def as_json(self) -> str:
         """The same for a program, on one line."""
-        return json.dumps(dataclasses.asdict(self), default=str)
+        return json.dumps(dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,28 +76,29 @@ class Repaired:
 Progress = Callable[[int, int], None]  # files read so far, all files
 
 
-def verify(path: Path | str, progress: Progress | None = None) -> Report:
+def verify(source: Path | str, progress: Progress | None = None, *, options: Mapping[str, Any] | None = None) -> Report:
     """Reads a store up to its last committed episode: checksums, metadata, counts, ranges. Changes nothing.
 
-    A store that is being written to can be verified. StorageError where there is no store at all.
+    source, options: as of `EpisodeStore`. A store that is being written to can be verified. StorageError where there is
+    no store at all.
     """
-    path = Path(path)
-    if not (path / METADATA).exists():
-        EpisodeStore(path)
-    problems = list(_check_metadata(path))
+    place = open_place(source, options)
+    if place.read(METADATA) is None:
+        read_attributes(place)
+    problems = list(_check_metadata(place))
     try:
-        store = EpisodeStore(path)
+        store = EpisodeStore(source, options=options)
     except StorageError as error:
-        return _report(path, None, None, [*problems, str(error)])
+        return _report(place, None, None, [*problems, str(error)])
     problems += _check_index(store)
     if any(problem.startswith(("meta/episode_ends", "meta/episode_blocks")) for problem in problems):
-        return _report(path, store, None, problems)  # no telling which rows belong to what
+        return _report(place, store, None, problems)  # no telling which rows belong to what
     found = inventory.take(store)
     problems += [
         f"{array.name}: file {number} is missing{_whose(store, array, number)}" for array, number in found.missing
     ]
     problems += _check_files(store, found, progress or (lambda done, total: None))
-    return _report(path, store, found, problems)
+    return _report(place, store, found, problems)
 
 
 def repair(path: Path | str) -> Repaired:
@@ -109,18 +112,17 @@ def repair(path: Path | str) -> Repaired:
     try:
         store = EpisodeStore(path)
         found = inventory.take(store)
-        gone = [file for file in found.unreferenced if file.is_file()]
-        size = sum(file.stat().st_size for file in gone)
         with files.storing(store.path):
             rows = _cut(store, found)
-            for file in gone:
-                file.unlink()
+            for name in found.unreferenced:
+                (store.path / name).unlink()
             shutil.rmtree(store.path / STAGING, ignore_errors=True)
             for group in GROUPS[:2] if not len(store) else ():
                 for folder in (store.path / group).iterdir():
                     if folder.is_dir() and not any(folder.iterdir()):
                         folder.rmdir()
-        return Repaired(files=len(gone), bytes=size, rows=rows)
+        size = sum(found.sizes[name] for name in found.unreferenced)
+        return Repaired(files=len(found.unreferenced), bytes=size, rows=rows)
     finally:
         lock.release()
 
@@ -129,7 +131,7 @@ def _cut(store: EpisodeStore, found: Inventory) -> dict[str, int]:
     """Ends every array at the last committed row; rows that it loses, by name."""
     lost = {}
     for array in [*store.tables.values(), *schema.META]:
-        stored = _shape(store.path / array.name)
+        stored = _shape(_metadata(store.place, array.name))
         surplus = stored[0] - found.rows[array.name]
         if surplus > 0:
             lost[array.name] = surplus
@@ -142,17 +144,17 @@ def _cut(store: EpisodeStore, found: Inventory) -> dict[str, int]:
     return lost
 
 
-def _check_metadata(path: Path) -> Iterator[str]:
-    for name in ("", *GROUPS, *schema.BY_NAME):
-        file = path / name / METADATA
-        if not file.exists():
+def _check_metadata(place: Place) -> Iterator[str]:
+    names = ["", *GROUPS, *schema.BY_NAME]
+    for name, content in zip(names, place.read_parts([Part(f"{name}/{METADATA}".lstrip("/")) for name in names])):
+        if content is None:
             needed = name not in schema.BY_NAME or name.startswith("meta/")
             if needed:
                 yield f"{name}/{METADATA} is missing"
             continue
         try:
-            sealed = is_sealed(file)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            sealed = is_sealed(content)
+        except (ValueError, KeyError, TypeError) as error:
             yield f"{name}/{METADATA} cannot be read ({error})"
             continue
         if not sealed:
@@ -175,8 +177,8 @@ def _check_index(store: EpisodeStore) -> Iterator[str]:
     if not np.isfinite(store.meta["episode_seconds"]).all():
         yield "meta/episode_seconds holds NaN or infinity"
     for array in [*store.tables.values(), *schema.META]:
-        shape = _shape(store.path / array.name)
-        written = (store.path / array.name / METADATA).read_bytes()
+        written = _metadata(store.place, array.name)
+        shape = _shape(written)
         if written != Encoder(array, shape[1:], store.info).metadata(shape[0]):
             yield f"{array.name}/{METADATA} does not say what the table of version {schema.VERSION} says"
 
@@ -189,8 +191,8 @@ def _check_files(store: EpisodeStore, found: Inventory, progress: Progress) -> I
             rows = slice(number * per_file, min((number + 1) * per_file, found.rows[array.name]))
             if (array.name, number) not in missing:
                 try:
-                    wrong = _range(array, np.asarray(store.arrays[key][rows]))
-                except (ValueError, RuntimeError, OSError) as error:
+                    wrong = _range(array, store.arrays[key][rows])
+                except StorageError as error:
                     wrong = f"is damaged ({error})"
                 if wrong:
                     yield f"{array.name}: file {number} {wrong}{_whose(store, array, number)}"
@@ -205,11 +207,13 @@ def _check_valid(store: EpisodeStore, incomplete: set[str]) -> Iterator[str]:
         return
     for index in range(len(store)):
         try:
-            schema.check_valid(np.asarray(store.arrays["valid"][store.rows("valid", index)]))
+            valid = store.stored("valid", index)
+        except StorageError:
+            return  # said already
+        try:
+            schema.check_valid(valid)
         except StorageError as error:
             yield f"episode {index}: {error}"
-        except (ValueError, RuntimeError, OSError):
-            return  # said already
 
 
 def _range(array: Array, rows: np.ndarray) -> str:
@@ -241,21 +245,28 @@ def _whose(store: EpisodeStore, array: Array, number: int) -> str:
     return f"; it belongs to episode {first}" if first == last else f"; it belongs to episodes {first} to {last}"
 
 
-def _shape(folder: Path) -> tuple[int, ...]:
-    return tuple(json.loads((folder / METADATA).read_bytes())["shape"])
+def _metadata(place: Place, array: str) -> bytes:
+    content = place.read(f"{array}/{METADATA}")
+    if content is None:
+        raise StorageError(f"{place}/{array}/{METADATA} went missing while it was read; verify again")
+    return content
 
 
-def _report(path: Path, store: EpisodeStore | None, found: Inventory | None, problems: list[str]) -> Report:
-    beyond = [file.stat().st_size for file in found.unreferenced if file.is_file()] if found else []
-    sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
+def _shape(metadata: bytes) -> tuple[int, ...]:
+    return tuple(json.loads(metadata)["shape"])
+
+
+def _report(place: Place, store: EpisodeStore | None, found: Inventory | None, problems: list[str]) -> Report:
+    sizes = place.sizes() if found is None else found.sizes
+    beyond = [] if found is None else [sizes[name] for name in found.unreferenced]
     return Report(
-        path=path,
+        store=str(place),
         episodes=0 if store is None else len(store),
         frames=0 if store is None else store.frames,
         files=len(sizes) - len(beyond),
-        bytes=sum(sizes) - sum(beyond),
+        bytes=sum(sizes.values()) - sum(beyond),
         problems=tuple(problems),
         unreferenced=len(beyond),
         unreferenced_bytes=sum(beyond),
-        foreign=tuple(found.foreign) if found else (),
+        foreign=() if found is None else tuple(sorted(found.foreign)),
     )

@@ -20,8 +20,9 @@ from sanawm_env.datasets import files, schema
 from sanawm_env.datasets.layout import METADATA, Encoder, group_metadata
 from sanawm_env.datasets.lock import WriterLock
 from sanawm_env.datasets.open_episode import OpenEpisode
+from sanawm_env.datasets.place import Folder
 from sanawm_env.datasets.provenance import Provenance, StoreInfo
-from sanawm_env.datasets.reader import EpisodeStore, open_group
+from sanawm_env.datasets.reader import EpisodeStore, read_attributes
 from sanawm_env.errors import StorageError, nearest
 
 LOCK, STAGING = f"{schema.ENDS}/writer.lock", f"{schema.ENDS}/staging"
@@ -238,7 +239,7 @@ class EpisodeWriter:
         shutil.rmtree(self.path / STAGING, ignore_errors=True)  # of a writer that was killed
         if info is not None and not (self.path / METADATA).exists():
             self._create(info)
-        self.info = StoreInfo.of(open_group(self.path).attrs)
+        self.info = StoreInfo.of(read_attributes(Folder(self.path)))
         if info is not None and info != self.info:
             raise StorageError(f"{self.path} was made with {self.info}, not {info}; use another store")
         self._sizes = {**self._fixed_sizes(), **self._state().sizes}
@@ -326,7 +327,7 @@ class _Committed:
 def check_place(path: Path, info: StoreInfo | None) -> None:
     """StorageError unless a store is at `path`, or can be made there from `info`."""
     if (path / METADATA).exists():
-        open_group(path)
+        read_attributes(Folder(path))
         return
     others = sorted(entry.name for entry in path.iterdir() if entry.name not in GROUPS) if path.is_dir() else []
     if others or (path.exists() and not path.is_dir()):

@@ -93,6 +93,8 @@ def parser() -> argparse.ArgumentParser:
     _flags(released, size=str, device=str, out=str)
     ops = _command(bench, "kernels", _bench_kernels, "each op's reference and fused form")
     _flags(ops, device=str, out=str)
+    store = _command(bench, "store", _bench_store, "writing and reading of episode stores")
+    _flags(store, episodes=int, seconds=float, scratch=str, out=str)
     train = _subjects(commands, "train", "train a world")
     _command(train, "rooms-autoencoder", _train, "pictures to latents and back")
     _command(train, "rooms-denoiser", _train, "the world in latents; writes a bundle")
@@ -208,6 +210,12 @@ def _bench_kernels(options: argparse.Namespace) -> None:
     from sanawm_env.benchmarks.kernels import BenchKernels, run
 
     print(json.dumps(run(_build(BenchKernels, "bench_kernels", options))))
+
+
+def _bench_store(options: argparse.Namespace) -> None:
+    from sanawm_env.benchmarks.store import BenchStore, run
+
+    print(json.dumps(run(_build(BenchStore, "bench_store", options))))
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -39,6 +39,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "sana": (("transformers", "accelerate"), "text encoders of the released checkpoints"),
     "quant": (("nvidia-modelopt",), "FP8 and NVFP4 calibration and export"),
     "ray": (("ray",), "bulk generation beyond one process"),
+    "s3": (("s3fs",), "episode stores in an object store"),
     "rl": (("stable-baselines3",), "reinforcement learning"),
     "annotate": (("pycolmap",), "structure from motion of own footage"),
     "lora": (("peft",), "fine-tuning of a few weights"),

@@ -106,6 +106,11 @@ class Worlds:
         return self.model.config.frames_per_chunk
 
     @property
+    def gives_latents(self) -> bool:
+        """Whether `info` carries the latents that the frames are decoded from."""
+        return self._episodes.config.latents
+
+    @property
     def last_timing(self) -> dict[str, float]:
         """Seconds of the last reset or step, and frames/s of the step over all worlds; kept out of `info`, which equal
         runs share."""
@@ -159,7 +164,7 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
     steps are replayed from CUDA graphs; None where they can be. render_mode: None, "rgb_array" (the newest frame) or
     "rgb_array_list" (all frames since the last call); to watch live, wrap the environment in
     `wrappers.viewer.RerunViewer`. options: the fields of `episodes.EnvConfig`: action_map, action_options, action_mode,
-    observation, frames, task, horizon, strict.
+    observation, frames, latents, task, horizon, strict.
 
     `step` returns exactly F frames; k steps after a reset make 1 + kF. The reward is the sum over the chunk's frames
     up to the end of the episode. `terminated` comes from the task alone, `truncated` from the horizon, the task's time
@@ -213,10 +218,11 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
         action: [A], held for the chunk, or [F, A] with action_mode="per_frame"; out of limits it is clipped and counted
         in info["clipped"], or refused with strict=True. Interrupted, a step leaves the world as it was.
 
-        `info`: "poses" [F, 4, 4], where each new frame is seen from; "frames" [F, H, W, 3]; "rewards" [F]; "end_index",
-        the frame of the chunk at which the episode ended, or -1; "valid_frames", how many frames belong to the episode;
-        "success"; "termination_reason" and "truncation_reason", empty while it goes on; "frame", the number of the
-        newest; and the facts of the task.
+        `info`: "poses" [F, 4, 4], where each new frame is seen from; "frames" [F, H, W, 3]; with latents=True
+        "latents" [n, C, h, w], which they are decoded from (one at a reset); "rewards" [F]; "end_index", the frame of
+        the chunk at which the episode ended, or -1; "valid_frames", how many frames belong to the episode; "success";
+        "termination_reason" and "truncation_reason", empty while it goes on; "frame", the number of the newest; and the
+        facts of the task.
         """
         self._check_running()
         outcome = self._episodes.advance([action])

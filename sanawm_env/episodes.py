@@ -25,6 +25,7 @@ from sanawm_env.running import (
     TASK,
     Judged,
     Running,
+    Shown,
     drop_faulty,
     fresh_rows,
     judge,
@@ -34,7 +35,7 @@ from sanawm_env.running import (
 from sanawm_env.snapshot import Snapshot, check_fits
 from sanawm_env.spaces import ACTION_MODES, OBSERVATIONS, check_choice
 from sanawm_env.start import ResetOptions, Start, make_start
-from sanawm_env.state import WorldState
+from sanawm_env.state import StepOutput, WorldState
 from sanawm_env.tasks import Columns, Drive, make_task, task_fields
 from sanawm_env.world import WorldModel
 
@@ -47,11 +48,12 @@ class EnvConfig:
 
     action_map: a name for `make_action_map`, built with action_options, or a map. action_mode: an action is held for
     the chunk ("hold", [A]) or given for each of its frames ("per_frame", [F, A]). observation: "last", "all" or "dict",
-    see `spaces.observation_space`. frames: which frames `info` carries, "all", "last" or "none". task: its name,
-    mapping or itself. horizon: frames after which an episode is truncated, None for never. strict: whether an action
-    out of limits raises instead of being clipped and counted. scene: what worlds start from when a reset names nothing,
-    as `reset(options={"scene": ...})` takes it; None for a room of each world's seed. prompts: a `PromptReader` for a
-    model that reads text; it reads the scene's prompt, "" where there is none.
+    see `spaces.observation_space`. frames: which frames `info` carries, "all", "last" or "none". latents: whether it
+    also carries the latents that they are decoded from. task: its name, mapping or itself. horizon: frames after which
+    an episode is truncated, None for never. strict: whether an action out of limits raises instead of being clipped and
+    counted. scene: what worlds start from when a reset names nothing, as `reset(options={"scene": ...})` takes it; None
+    for a room of each world's seed. prompts: a `PromptReader` for a model that reads text; it reads the scene's prompt,
+    "" where there is none.
     """
 
     action_map: str | ActionMap = "diff_drive"
@@ -59,6 +61,7 @@ class EnvConfig:
     action_mode: str = "hold"
     observation: str = "last"
     frames: str = "all"
+    latents: bool = False
     task: Any = "goto"
     horizon: int | None = None
     strict: bool = False
@@ -158,14 +161,12 @@ class Episodes:
         columns = {TASK + name: rows for name, rows in task.begin(start.situations).items()}
         world, shown, own = self._begin(start, seeds, options)
         rows = fresh_rows(self.action_map.initial(len(seeds)), start.rooms) | columns | own
-        fresh = Running(world=world, rows=rows, frames=shown, task=task, scenes=rooms_of(start.rooms))
-        self.running = fresh if slots is None else self._write(slots, fresh)
+        fresh = Running(world=world, rows=rows, task=task, scenes=rooms_of(start.rooms), **shown._asdict())
+        self.running = fresh if slots is None else self.now.write(list(slots), fresh)
         self.last_timing = {"reset_seconds": time.perf_counter() - began}
         return self._start_facts(start, task, list(range(self.batch)) if slots is None else list(slots))
 
-    def _begin(
-        self, start: Start, seeds: Sequence[int], options: ResetOptions
-    ) -> tuple[WorldState, torch.Tensor | None, Columns]:
+    def _begin(self, start: Start, seeds: Sequence[int], options: ResetOptions) -> tuple[WorldState, Shown, Columns]:
         """Worlds at their first pictures, these as frames [B, 1, H, W, 3] where they are decoded, and rows to keep."""
         world, shown = worlds.initial(
             self.model,
@@ -177,7 +178,7 @@ class Episodes:
             text=self._read_prompts(start, len(seeds)),
             units=None if start.scene is None else start.scene.units_per_metre,
         )
-        return (world, shown.frames, {}) if self.decode else (world.plan(), None, {})
+        return (world, self._shown(shown), {}) if self.decode else (world.plan(), Shown(None), {})
 
     def _read_prompts(self, start: Start, worlds: int) -> Mapping[str, torch.Tensor] | None:
         if self.config.prompts is None:
@@ -195,7 +196,7 @@ class Episodes:
         judged, rows = judge(now, before, poses, fps)
         rows |= {"motion": motion, "velocity": body_velocity(poses[:, -2], poses[:, -1], fps)}
         world, shown, sound = self._step(now.world, poses)
-        self.running = replace(now, world=world, rows=rows, frames=shown)
+        self.running = replace(now, world=world, rows=rows, **shown._asdict())
         if not sound.all():
             self.running, judged = drop_faulty(self.running, judged, sound)
         seconds = time.perf_counter() - began
@@ -213,10 +214,16 @@ class Episodes:
         inside, clipped = self._read_actions(actions, pose)
         return *self.action_map.rollout(pose, motion, inside, self.model.config.fps), clipped
 
-    def _step(self, world: WorldState, poses: np.ndarray) -> tuple[WorldState, torch.Tensor | None, np.ndarray]:
-        """The worlds after the chunk, its frames, and whether each is still sound [B]."""
+    def _step(self, world: WorldState, poses: np.ndarray) -> tuple[WorldState, Shown, np.ndarray]:
+        """The worlds after the chunk, what it shows, and whether each is still sound [B]."""
         world, output = worlds.step(self.model, world, poses, decode=self.decode)
-        return world, output.frames, torch.isfinite(output.latents).flatten(1).all(dim=1).cpu().numpy()
+        return world, self._shown(output), torch.isfinite(output.latents).flatten(1).all(dim=1).cpu().numpy()
+
+    def _shown(self, output: StepOutput) -> Shown:
+        if not self.config.latents or output.frames is None:
+            return Shown(output.frames)
+        # As the decoder reads them, so that they give the same frames again.
+        return Shown(output.frames, output.decoded.to(self.model.dtype).float())
 
     def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> Episodes:
         """n futures of every world, row-major; see `SanaWMEnv.fork`."""
@@ -302,19 +309,6 @@ class Episodes:
             )
         return current
 
-    def _write(self, slots: Sequence[int], fresh: Running) -> Running:
-        """The running episodes with those of `slots` replaced; no other world is touched."""
-        now, index = self.now, list(slots)
-        rows = {name: kept.copy() for name, kept in now.rows.items()}
-        for name, kept in rows.items():
-            kept[index] = fresh.rows[name]
-        frames = None
-        if now.frames is not None and fresh.frames is not None:
-            frames = now.frames.clone()
-            frames[index] = fresh.frames.to(frames.device).expand(-1, frames.shape[1], -1, -1, -1)
-        world = now.world.write(index, fresh.world)
-        return replace(now, world=world, rows=rows, frames=frames, scenes=rooms_of(rows["room"]))
-
     def _read_actions(self, actions: Any, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Actions within the limits for every frame [B, F, A], and how many numbers were clipped [B]."""
         chosen, frames = self.action_map, self.model.config.frames_per_chunk
@@ -390,4 +384,6 @@ class Episodes:
         frames = None if self.config.frames == "none" else self.frames(last=self.config.frames == "last")
         if frames is not None:
             facts["frames"] = frames
+        if now.latents is not None:
+            facts["latents"] = now.latents.cpu().numpy().copy()
         return facts | now.task.describe(now.columns, poses[:, -1])

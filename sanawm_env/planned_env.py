@@ -20,6 +20,7 @@ from sanawm_env.clips import generate
 from sanawm_env.env import SanaWMEnv
 from sanawm_env.episodes import EnvConfig, Episodes
 from sanawm_env.errors import ActionError, ConfigError, LifecycleError, PoseError, SceneError, StateError
+from sanawm_env.running import Shown
 from sanawm_env.start import ResetOptions, Start
 from sanawm_env.state import StepOutput, WorldState
 from sanawm_env.tasks import Columns
@@ -43,6 +44,8 @@ class PlannedConfig(EnvConfig):
         super().__post_init__()
         if self.trajectory is not None and self.actions is not None:
             raise ConfigError("trajectory and actions are both given, allowed is one of them; drop the other.")
+        if self.latents:
+            raise ConfigError("a planned clip is decoded as a whole and gives no latents chunk by chunk; drop latents.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +99,7 @@ class PlannedEpisodes(Episodes):
             )
         return options
 
-    def _begin(
-        self, start: Start, seeds: Sequence[int], options: ResetOptions
-    ) -> tuple[WorldState, torch.Tensor | None, Columns]:
+    def _begin(self, start: Start, seeds: Sequence[int], options: ResetOptions) -> tuple[WorldState, Shown, Columns]:
         assert isinstance(options, PlannedOptions)
         path = self._path(options, start.poses)
         world, _, _ = super()._begin(start, seeds, options)
@@ -110,7 +111,7 @@ class PlannedEpisodes(Episodes):
         sound = torch.isfinite(chunks).flatten(2).all(dim=2)
         rows = {POSES: path, FRAMES: clip.frames.cpu().numpy(), SOUND: sound.cpu().numpy()}
         # Nothing is denoised any more, so decode cache and refiner window are let go.
-        return world.plan(), clip.frames[:, :1].cpu(), rows
+        return world.plan(), Shown(clip.frames[:, :1].cpu()), rows
 
     def _generate(self, start: Start, world: WorldState, path: np.ndarray) -> StepOutput:
         prompts = self.config.prompts
@@ -191,11 +192,11 @@ class PlannedEpisodes(Episodes):
             )
         return planned, motion, told | {"followed": missed <= TOLERANCE}
 
-    def _step(self, world: WorldState, poses: np.ndarray) -> tuple[WorldState, torch.Tensor | None, np.ndarray]:
+    def _step(self, world: WorldState, poses: np.ndarray) -> tuple[WorldState, Shown, np.ndarray]:
         chunk, first = int(world.chunk[0]), int(world.frame[0]) + 1
         shown = self.now.rows[FRAMES][:, first : first + poses.shape[1]]
         moved = replace(world, chunk=world.chunk + 1, pose=torch.from_numpy(poses[:, -1].copy()))
-        return moved, torch.from_numpy(shown), self.now.rows[SOUND][:, chunk]
+        return moved, Shown(torch.from_numpy(shown)), self.now.rows[SOUND][:, chunk]
 
 
 class PlannedEnv(SanaWMEnv):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,13 +22,16 @@ TASK = "task."  # prefix of the task's columns among the rows
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """Episodes at one instant. rows: numbers, one row a world. frames: of the latest chunk, uint8 [B, T, H, W, 3]."""
+    """Episodes at one instant. rows: numbers, one row a world. frames: of the latest chunk, uint8 [B, T, H, W, 3].
+    latents: those that the frames were decoded from, float32 [B, t, C, h, w], where they are asked for.
+    """
 
     world: WorldState
     rows: Columns
     frames: torch.Tensor | None
     task: Drive
     scenes: Scenes | None
+    latents: torch.Tensor | None = None
 
     @property
     def over(self) -> np.ndarray:
@@ -39,6 +42,27 @@ class Running:
     def columns(self) -> Columns:
         """The task's columns."""
         return {name.removeprefix(TASK): rows for name, rows in self.rows.items() if name.startswith(TASK)}
+
+    def write(self, slots: list[int], fresh: Running) -> Running:
+        """These episodes with those of `slots` replaced by fresh ones; no other world is touched."""
+        rows = {name: kept.copy() for name, kept in self.rows.items()}
+        for name, kept in rows.items():
+            kept[slots] = fresh.rows[name]
+        return replace(
+            self,
+            world=self.world.write(slots, fresh.world),
+            rows=rows,
+            frames=_put(self.frames, fresh.frames, slots),
+            latents=_put(self.latents, fresh.latents, slots),
+            scenes=rooms_of(rows["room"]),
+        )
+
+
+class Shown(NamedTuple):
+    """What there is to see of a chunk: `Running.frames` and `Running.latents`."""
+
+    frames: torch.Tensor | None
+    latents: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,3 +161,12 @@ def clearance_of(now: Running, poses: np.ndarray) -> np.ndarray:
 
     free = clearance(now.scenes, torch.from_numpy(poses[:, :, :3, 3].copy())).numpy().astype(np.float64)
     return np.where((now.rows["room"] == NO_ROOM)[:, None], np.inf, free)
+
+
+def _put(kept: torch.Tensor | None, fresh: torch.Tensor | None, slots: list[int]) -> torch.Tensor | None:
+    """Pictures [B, T, ...] with those that begin [n, 1, ...] in the place of some worlds', repeated T times."""
+    if kept is None or fresh is None:
+        return None
+    written = kept.clone()
+    written[slots] = fresh.to(written.device).expand(-1, written.shape[1], -1, -1, -1)
+    return written

@@ -36,6 +36,11 @@ class StepOutput:
     poses: Tensor
     refined: Tensor | None = None
 
+    @property
+    def decoded(self) -> Tensor:
+        """The latents that the frames are decoded from."""
+        return self.latents if self.refined is None else self.refined
+
 
 @dataclass(kw_only=True)
 class WorldState:

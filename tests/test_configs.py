@@ -23,6 +23,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.kernels import BenchKernels
     from sanawm_env.benchmarks.rooms import BenchRooms
     from sanawm_env.benchmarks.sana_wm import BenchSanaWM
+    from sanawm_env.benchmarks.store import BenchStore
     from sanawm_env.demo import DemoConfig
     from sanawm_env.evaluation.parity import EvalPrecisionParity
     from sanawm_env.quantise import Quantize
@@ -38,6 +39,7 @@ def config_classes() -> dict[str, type]:
         "quantize": Quantize,
         "eval_precision_parity": EvalPrecisionParity,
         "bench_sana_wm": BenchSanaWM,
+        "bench_store": BenchStore,
         "train_rooms_autoencoder": AutoencoderTraining,
         "train_rooms_denoiser": DenoiserTraining,
     }
@@ -52,7 +54,8 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "eval_rooms", "eval_precision_parity", "bench_kernels", "bench_rooms", "bench_sana_wm"]
+    "command",
+    ["demo", "eval_rooms", "eval_precision_parity", "bench_kernels", "bench_rooms", "bench_sana_wm", "bench_store"],
 )
 def test_yaml_shows_every_key(command: str) -> None:
     cls = config_classes()[command]

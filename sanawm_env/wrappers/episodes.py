@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -14,6 +14,7 @@ from sanawm_env.datasets.open_episode import OpenEpisode
 from sanawm_env.datasets.writer import EpisodeWriter
 from sanawm_env.env import Worlds
 from sanawm_env.errors import ConfigError, LifecycleError
+from sanawm_env.spaces import check_choice
 from sanawm_env.wrappers.rows import (
     Rows,
     end_reason,
@@ -25,6 +26,8 @@ from sanawm_env.wrappers.rows import (
     used_actions,
 )
 
+DROPPED = {"frames": ("latents", "start_latents"), "latents": ("frames",), "both": ()}  # by what is kept
+
 
 class EpisodeLog:
     """The running episodes of an environment, on their way into a store. Both wrappers are thin faces of this.
@@ -32,9 +35,11 @@ class EpisodeLog:
     An episode is committed at the step at which it ends, or when a reset or `close` cuts it off; one without a step is
     dropped. What a world does after its end is not kept.
 
-    path: of the store, appended to if it is there. truth: also render the ground truth, for worlds that start in a
-    room. licences: of pictures given as scenes; that of the weights is added. extra: kept with the provenance, plain
-    JSON. codec: picture_codec and picture_quality of a `StoreInfo`. durable: as of `EpisodeWriter`.
+    path: of the store, appended to if it is there. keep: "frames"; "latents" instead, a fraction of the bytes, which
+    `EpisodeStore(path, decode=Decoder(model))` turns to frames; or "both". The last two need an environment made with
+    latents=True; the picture of reset is kept in any case. truth: also render the ground truth, for worlds that start
+    in a room. licences: of pictures given as scenes; that of the weights is added. extra: kept with the provenance,
+    plain JSON. codec: picture_codec and picture_quality of a `StoreInfo`. durable: as of `EpisodeWriter`.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class EpisodeLog:
         env: Any,
         path: str | Path,
         *,
+        keep: Literal["frames", "latents", "both"] = "frames",
         truth: bool = False,
         licences: Sequence[str] = (),
         extra: Mapping[str, Any] | None = None,
@@ -50,6 +56,10 @@ class EpisodeLog:
     ) -> None:
         if not isinstance(env, Worlds):
             raise ConfigError(f"{type(env).__name__} has no world to record; wrap an environment of sanawm_env.")
+        check_choice("keep", keep, tuple(DROPPED))
+        if keep != "frames" and not env.gives_latents:
+            raise ConfigError(f"keep is {keep!r}, but info has no latents; build the environment with latents=True.")
+        self.dropped = DROPPED[keep]
         self.env, self.truth, self.licences, self.extra = env, truth, licences, extra
         self.writer = EpisodeWriter(path, store_info(env, **(codec or {})), durable=durable)
         self._running: dict[int, _Running] = {}
@@ -59,7 +69,7 @@ class EpisodeLog:
         for world in worlds:
             self._finish(world, "")
             told = {key: rows[world] for key, rows in info.items() if not key.startswith("_")}
-            rows, room = start_rows(told), int(told["room"])
+            rows, room = self._kept(start_rows(told)), int(told["room"])
             if self.truth and room < 0:
                 raise ConfigError("truth=True, but the world starts from a picture, which has none; start in a room.")
             if self.truth:
@@ -85,7 +95,7 @@ class EpisodeLog:
             one.seconds += seconds / len(info["poses"])
             if self.truth:
                 rows |= self._seen(one.room, rows["poses"], one.intrinsics)
-            one.episode.append(rows)
+            one.episode.append(self._kept(rows))
             if reason := end_reason(info, world):
                 self._finish(world, reason)
 
@@ -108,6 +118,9 @@ class EpisodeLog:
             one.episode.commit(reason=reason, seconds=one.seconds)
         elif one is not None:
             one.episode.abort()
+
+    def _kept(self, rows: Rows) -> Rows:
+        return {key: values for key, values in rows.items() if key not in self.dropped}
 
     def _seen(self, room: int, poses: np.ndarray, intrinsics: np.ndarray) -> Rows:
         config = self.env.model.config

@@ -29,6 +29,7 @@ def start_rows(info: Mapping[str, Any], world: int | None = None) -> Rows:
         "start_frames": np.array(frames[0]),
         "start_poses": np.array(told["poses"][0], np.float64),
         "start_intrinsics": np.array(told["intrinsics"], np.float32),
+        **({"start_latents": np.array(told["latents"][0])} if "latents" in told else {}),
     }
 
 
@@ -50,6 +51,7 @@ def step_rows(
         "truncated": ended & bool(told["truncation_reason"]),
         "valid": np.arange(count) < told["valid_frames"],
         "step_seconds": np.full(count, seconds, np.float32),
+        **({"latents": _finite(told["latents"])[None]} if "latents" in told else {}),
     }
 
 
@@ -133,6 +135,11 @@ def _commit() -> str | None:
 
 def _of(info: Mapping[str, Any], world: int | None) -> Mapping[str, Any]:
     return info if world is None else {key: rows[world] for key, rows in info.items() if not key.startswith("_")}
+
+
+def _finite(latents: np.ndarray) -> np.ndarray:
+    """With zeros for what a faulty model has left: no frame of such a chunk is valid, and a store holds no NaN."""
+    return np.where(np.isfinite(latents), latents, np.float32(0))
 
 
 def _frames(told: Mapping[str, Any]) -> np.ndarray:

@@ -30,7 +30,7 @@ def encoded(store: EpisodeStore | Union, index: int) -> dict[str, list[bytes]]:
     """The files that were written once, byte for byte."""
     store, index = store.find(index) if isinstance(store, Union) else (store, index)
     keys = [key for key, table in store.tables.items() if table.written == "once"]
-    return {key: [path.read_bytes() for path in store.files(key, index)] for key in keys}
+    return {key: [store.content(name) for name in store.files(key, index)] for key in keys}
 
 
 def test_a_union_reads_several_stores_as_one(stores: list[Path]) -> None:
