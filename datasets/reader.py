@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +147,21 @@ class EpisodeStore:
 
     def stored(self, key: str, index: int) -> np.ndarray:
         """The rows of array `key` of episode `index`, with their axis; one row for arrays of its start."""
+        self._check_files(key, index)
+        return self._decode(self.arrays[key], self.rows(key, index), key)
+
+    def pieces(self, key: str, index: int) -> Iterator[np.ndarray]:
+        """The rows of array `key` of episode `index` as they lie in its files, one file in memory at a time."""
+        self._check_files(key, index)
+        rows, count = self.rows(key, index), self.tables[key].rows_per_file(self.info.frames_per_step)
+        starts = [rows.start, *range((rows.start // count + 1) * count, rows.stop, count)]
+        for start, stop in zip(starts, [*starts[1:], rows.stop]):
+            yield self._decode(self.arrays[key], slice(start, stop), key)
+
+    def _check_files(self, key: str, index: int) -> None:
         for path in self.files(key, index):
             if not path.exists():  # Zarr would show zeros
                 raise StorageError(f"{path} is missing, episode {index} needs it; {VERIFY}")
-        return self._decode(self.arrays[key], self.rows(key, index), key)
 
     def _read(self, key: str, index: int) -> np.ndarray:
         rows = self.stored(key, index)
