@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.mujoco_here import needs_mujoco
 from tests.public_layouts import SIZE, write_release
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("[0-9]*.py"))
 RELEASED = "03_sana_wm.py"  # the one that needs weights which are not in the package
-NEEDS = {"07_record_any_env.py": ("mujoco", "imageio", "pyarrow")}  # packages of extras
+MUJOCO = "07_record_any_env.py"
 MAX_LINES = 60
 
 
@@ -32,8 +33,8 @@ def test_there_are_examples() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name != RELEASED])
 def test_example_runs(name: str, tmp_path: Path) -> None:
-    for package in NEEDS.get(name, ()):
-        pytest.importorskip(package, reason=f"{package}, of an extra that this example needs, is not installed")
+    if name == MUJOCO:
+        needs_mujoco()
     assert run([str(ROOT / "examples" / name), "--steps", "2", "--device", "cpu"], tmp_path), "it should say something"
 
 

@@ -38,7 +38,9 @@ def write(source: Source, folder: Path, name: str) -> None:
     with h5py.File(data / "main_data.hdf5", "a", track_order=True) as file:
         for index, trajectory in enumerate(source):
             group = file.create_group(f"episode_{index}")
-            group.attrs.update({"id": index, "total_steps": len(trajectory), "seed": trajectory.told["seed"]})
+            group.attrs.update({"id": index, "total_steps": len(trajectory)})
+            if trajectory.told["seed"] >= 0:
+                group.attrs["seed"] = trajectory.told["seed"]
             _write_episode(group, trajectory, is_image_space(image))
             steps += len(trajectory)
     storage.update_metadata(

@@ -55,7 +55,10 @@ class RecordCamera(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Record
         codec: Mapping[str, Any] | None = None,
         durable: bool = True,
     ) -> None:
-        gymnasium.utils.RecordConstructorArgs.__init__(self, path=path, camera=camera)
+        told = {"licences": licences, "synthetic": synthetic, "intrinsics_source": intrinsics_source, "extra": extra}
+        told |= {"fps": fps, "task": task, "action_columns": action_columns, "action_units": action_units}
+        told |= {"path": path, "camera": camera, "codec": codec, "durable": durable}
+        gymnasium.utils.RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **told)
         gymnasium.Wrapper.__init__(self, env)
         if not isinstance(env.action_space, PLAIN):
             raise ConfigError(f"actions are {env.action_space}, a store keeps rows of numbers; wrap the action space.")

@@ -160,7 +160,7 @@ def test_minari_reads_it(exported: dict[str, Path]) -> None:
     assert read.filter_episodes(lambda one: len(one) > 5).total_episodes == 3
 
 
-def test_minari_decodes_larger_pictures(tmp_path: Path) -> None:
+def test_minari_decodes_larger_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs("minari")
     import minari
 
@@ -175,6 +175,8 @@ def test_minari_decodes_larger_pictures(tmp_path: Path) -> None:
     assert read.id == "rooms-v3" and read.storage.jpeg_encoding
     expected = np.concatenate([large["start_frames"][None], large["frames"][large["valid"]]])
     assert close(read[0].observations["image"], expected)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    assert minari.load_dataset("rooms-v3").total_steps == len(expected) - 1
 
 
 LEROBOT_EPISODE = {

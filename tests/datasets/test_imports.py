@@ -149,6 +149,17 @@ def test_the_frame_of_an_action_is_the_one_it_led_to(tmp_path: Path) -> None:
         assert np.array_equal(again["actions"], read["actions"]) and np.array_equal(again["poses"], read["poses"])
 
 
+def test_the_same_path_through_another_place_is_another_episode(datasets: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(dataset(datasets, "mp4"), tmp_path / "other")
+    for path in (tmp_path / "other").glob("*.mp4"):
+        shown = list(read_frames(path))
+        with Mp4Writer(path, 10, shown[0].shape[:2]) as video:
+            for picture in shown:
+                video.add(255 - picture)
+    for folder, added in ((datasets["mp4"], 5), (tmp_path / "other", 5), (tmp_path / "other", 0)):
+        assert load(folder, "mp4", tmp_path / "b.zarr").added == added
+
+
 def test_what_cannot_be_imported(datasets: dict[str, Path], tmp_path: Path) -> None:
     film = tmp_path / "film"
     shutil.copytree(dataset(datasets, "mp4"), film)

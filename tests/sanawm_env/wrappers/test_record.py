@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from tests.mujoco_here import needs_mujoco
 
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.datasets.verify import verify
@@ -89,6 +90,27 @@ def test_an_exception_in_the_policy_keeps_what_was_committed(tmp_path: Path) -> 
         env.reset(seed=3)
         with pytest.raises(StorageError, match="has a writer already"):
             RecordCamera(Corridor(), tmp_path / "a.zarr", camera)
+
+
+def test_exceptions_in_a_policy_at_random_instants(tmp_path: Path) -> None:
+    """SANAWM_KILLS sets how many (20). Whatever was shown before the exception is in the store, and nothing else."""
+    path, rng, shown = tmp_path / "a.zarr", np.random.default_rng(0), list[float]()
+    for _ in range(int(os.environ.get("SANAWM_KILLS", "20"))):
+        left = int(rng.integers(0, 20))
+        with pytest.raises(ZeroDivisionError), RecordCamera(Corridor(), path, camera, durable=False) as env:
+            while True:
+                env.reset()
+                over = False
+                while not over:
+                    pace = rng.uniform(0, 1) if left else 1 // left  # the policy, which fails at some step
+                    _, reward, terminated, truncated, _ = env.step(np.array([pace], np.float32))
+                    over, left = terminated or truncated, left - 1
+                    shown.append(float(reward))
+    store = EpisodeStore(tmp_path / "a.zarr")
+    assert store.frames == len(shown) and not verify(tmp_path / "a.zarr").problems
+    assert np.concatenate([store[index]["rewards"] for index in range(len(store))]).tolist() == shown
+    reasons = [store.describe(index)["reason"] for index in range(len(store))]
+    assert {"", "timeout"} <= set(reasons)
 
 
 @pytest.mark.parametrize(
@@ -184,21 +206,10 @@ class Scene(gym.Env[Any, Any]):
         return self.data.qpos.copy()
 
 
-def mujoco_scene(name: str, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    if not os.environ.get("MUJOCO_GL"):
-        monkeypatch.setenv("MUJOCO_GL", "egl")  # no screen; read when mujoco is first imported
-    pytest.importorskip("mujoco", reason="the extra `mujoco` is not installed")
-    try:
-        return Scene(name)
-    except Exception as error:
-        pytest.skip(f"MuJoCo cannot draw here with MUJOCO_GL={os.environ['MUJOCO_GL']}: {error}")
-
-
 @pytest.mark.parametrize("name", ["eye", "sensor"])
-def test_points_of_a_mujoco_scene_are_where_the_pictures_show_them(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scene = mujoco_scene(name, monkeypatch)
+def test_points_of_a_mujoco_scene_are_where_the_pictures_show_them(name: str, tmp_path: Path) -> None:
+    needs_mujoco()
+    scene = Scene(name)
     from sanawm_env.wrappers.mujoco_camera import mujoco_camera
 
     centres = {colour: scene.data.geom(colour).xpos for colour in ("red", "green", "blue")}
