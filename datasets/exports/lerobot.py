@@ -11,6 +11,7 @@ by row) and "camera.intrinsics" (fx, fy, cx, cy in pixels) are exact. Poses are 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, Self
@@ -40,61 +41,75 @@ def write(source: Source, folder: Path, name: str, *, data_megabytes: int = 100,
 
     StorageError where the frame rate is not a whole number, as LeRobot counts it.
     """
-    info = source.info
-    if info.fps != int(info.fps):
-        raise StorageError(f"the store has {info.fps} frames/s, LeRobot takes whole numbers only; export to mp4")
-    features = _features(info, source.size)
-    rows = RollingTable(folder, DATA, data_megabytes, CHUNK_FILES)
-    videos = RollingVideo(folder, VIDEO.replace("{video_key}", CAMERA), video_megabytes, CHUNK_FILES, info.fps)
-    episodes = _EpisodeTable(RollingTable(folder, EPISODES, data_megabytes, CHUNK_FILES))
-    totals, tasks, count = Totals(), dict[str, int](), 0
-    with rows, videos, episodes:
-        for index, trajectory in enumerate(source):
-            task = str(trajectory.source.get("task", "")) or "unnamed"
-            columns = _columns(trajectory, index, count, tasks.setdefault(task, len(tasks)), info.fps)
-            place = rows.write(_table(columns, features))
-            sample = PictureSample(len(trajectory))
-            film = videos.write(sample.look(trajectory.frames()), source.size)
-            statistics = {CAMERA: sample.statistics(), **{key: of_values(values) for key, values in columns.items()}}
-            totals.add(statistics)
-            start, stop = film.start / info.fps, (film.start + len(trajectory)) / info.fps
-            episodes.add(
-                {
-                    "episode_index": index,
-                    "tasks": [task],
-                    "length": len(trajectory),
-                    "data/chunk_index": place[0],
-                    "data/file_index": place[1],
-                    "dataset_from_index": count,
-                    "dataset_to_index": count + len(trajectory),
-                    f"videos/{CAMERA}/chunk_index": film.place[0],
-                    f"videos/{CAMERA}/file_index": film.place[1],
-                    f"videos/{CAMERA}/from_timestamp": start,
-                    f"videos/{CAMERA}/to_timestamp": stop,
-                },
-                statistics,
-            )
-            count += len(trajectory)
-    _write_tasks(folder / TASKS, list(tasks))
-    features[CAMERA]["info"] = videos.told()
-    told: dict[str, Any] = {
-        "codebase_version": CODEBASE,
-        "robot_type": None,
-        "total_episodes": episodes.count,
-        "total_frames": count,
-        "total_tasks": len(tasks),
-        "chunks_size": CHUNK_FILES,
-        "data_files_size_in_mb": data_megabytes,
-        "video_files_size_in_mb": video_megabytes,
-        "fps": int(info.fps),
-        "splits": {"train": f"0:{episodes.count}"},
-        "data_path": DATA,
-        "video_path": VIDEO,
-        "features": features,
-    }
-    (folder / "meta/info.json").write_text(json.dumps(told, indent=4))
-    (folder / "meta/stats.json").write_text(json.dumps(totals.plain(), indent=4))
+    fps = source.info.fps
+    if fps != int(fps):
+        raise StorageError(f"the store has {fps} frames/s, LeRobot takes whole numbers only; export to mp4")
+    dataset = _Dataset(folder, source, data_megabytes, video_megabytes)
+    with dataset:
+        for trajectory in source:
+            dataset.add(trajectory)
+    _write_tasks(folder / TASKS, list(dataset.tasks))
+    (folder / "meta/info.json").write_text(json.dumps(dataset.info(), indent=4))
+    (folder / "meta/stats.json").write_text(json.dumps(dataset.totals.plain(), indent=4))
     (folder / "README.md").write_text(_card(source, name))
+
+
+class _Dataset(contextlib.ExitStack):
+    """The files that grow with every episode; complete when the `with` block ends."""
+
+    def __init__(self, folder: Path, source: Source, data_megabytes: float, video_megabytes: float) -> None:
+        super().__init__()
+        self.fps, self.size = source.info.fps, source.size
+        self.features = _features(source.info, source.size)
+        self.totals, self.tasks, self.frames = Totals(), dict[str, int](), 0
+        self._limits = {"data_files_size_in_mb": data_megabytes, "video_files_size_in_mb": video_megabytes}
+        film = VIDEO.replace("{video_key}", CAMERA)
+        self._rows = self.enter_context(RollingTable(folder, DATA, data_megabytes, CHUNK_FILES))
+        self._videos = self.enter_context(RollingVideo(folder, film, video_megabytes, CHUNK_FILES, self.fps))
+        self._episodes = self.enter_context(_EpisodeTable(RollingTable(folder, EPISODES, data_megabytes, CHUNK_FILES)))
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Appends an episode."""
+        index, count, task = self._episodes.count, len(trajectory), str(trajectory.source.get("task", "")) or "unnamed"
+        columns = _columns(trajectory, index, self.frames, self.tasks.setdefault(task, len(self.tasks)), self.fps)
+        chunk, file = self._rows.write(_table(columns, self.features))
+        sample = PictureSample(count)
+        film = self._videos.write(sample.look(trajectory.frames()), self.size)
+        statistics = {CAMERA: sample.statistics(), **{key: of_values(values) for key, values in columns.items()}}
+        self.totals.add(statistics)
+        row = {
+            "episode_index": index,
+            "tasks": [task],
+            "length": count,
+            "data/chunk_index": chunk,
+            "data/file_index": file,
+            "dataset_from_index": self.frames,
+            "dataset_to_index": self.frames + count,
+            f"videos/{CAMERA}/chunk_index": film.place[0],
+            f"videos/{CAMERA}/file_index": film.place[1],
+            f"videos/{CAMERA}/from_timestamp": film.start / self.fps,
+            f"videos/{CAMERA}/to_timestamp": (film.start + count) / self.fps,
+        }
+        self._episodes.add(row, statistics)
+        self.frames += count
+
+    def info(self) -> dict[str, Any]:
+        """`meta/info.json`, once the files are complete."""
+        camera = {**self.features[CAMERA], "info": self._videos.told()}
+        return {
+            "codebase_version": CODEBASE,
+            "robot_type": None,
+            "total_episodes": self._episodes.count,
+            "total_frames": self.frames,
+            "total_tasks": len(self.tasks),
+            "chunks_size": CHUNK_FILES,
+            **self._limits,
+            "fps": int(self.fps),
+            "splits": {"train": f"0:{self._episodes.count}"},
+            "data_path": DATA,
+            "video_path": VIDEO,
+            "features": {**self.features, CAMERA: camera},
+        }
 
 
 def _features(info: StoreInfo, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
