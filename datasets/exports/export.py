@@ -90,7 +90,9 @@ class Source:
         return json.dumps({**told, "sources": self.store.sources, "episodes": self.entries}, allow_nan=False)
 
 
-def export(store: Path | str, kind: str, out: Path | str, *, progress: Progress | None = None) -> Exported:
+def export(
+    store: EpisodeStore | Path | str, kind: str, out: Path | str, *, progress: Progress | None = None
+) -> Exported:
     """Writes the episodes of a store as a new dataset in the folder `out`, up to their ends; nothing else is changed.
 
     kind: of `FORMATS`. The folder appears when it is complete; an export that was cut off leaves nothing but a hidden
@@ -102,17 +104,17 @@ def export(store: Path | str, kind: str, out: Path | str, *, progress: Progress 
     out = Path(out)
     check_kind(kind, FORMATS)
     check_extra(kind)
-    opened = EpisodeStore(store)
+    opened = store if isinstance(store, EpisodeStore) else EpisodeStore(store)
     if out.exists() or out.is_symlink():
         raise StorageError(f"{out} exists already; remove it, or choose another folder")
     if not len(opened):
-        raise StorageError(f"{store} has no episode to export; generate or record some first")
+        raise StorageError(f"{opened.path} has no episode to export; generate or record some first")
     source = Source(opened, kind, progress)
     with appearing(out) as folder:
         folder.mkdir()
         importlib.import_module(f"sanawm_env.datasets.exports.{kind}").write(source, folder, out.name)
         if not source.entries:
-            raise StorageError(f"{store} has no valid frame to export; `sanawm verify` says what is in it")
+            raise StorageError(f"{opened.path} has no valid frame to export; `sanawm verify` says what is in it")
         (folder / SIDECAR).write_text(source.sidecar())
     return Exported(episodes=len(source.entries), frames=source.frames, skipped=source.skipped)
 

@@ -1,7 +1,8 @@
-"""The camera of a MuJoCo model as `RecordCamera` wants it."""
+"""The camera of a MuJoCo model as `RecordCamera` wants it. Import this before MuJoCo draws its first picture."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -10,6 +11,11 @@ import numpy as np
 from sanawm_env.errors import ConfigError, nearest
 from sanawm_env.rigid import homogeneous
 from sanawm_env.wrappers.record import Camera
+
+# Without a GPU, MuJoCo draws with Mesa, which brings an LLVM, and so does triton: a process that loads triton's after
+# Mesa's is killed by a segmentation fault, the other way round it lives. Our models import triton, some time.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 # MuJoCo's cameras look along -z with x to the right and y up; columns are OpenCV's axes written in those.
 MUJOCO_FROM_OPENCV = np.diag([1.0, -1.0, -1.0])

@@ -264,7 +264,7 @@ def test_what_cannot_be_exported(store: Path, tmp_path: Path, monkeypatch: pytes
 def test_a_damaged_store_is_not_exported(store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "a.zarr")
     (tmp_path / "a.zarr/data/frames/c.2.0.0.0").unlink()
-    with pytest.raises(StorageError, match=r"c.2.0.0.0 is missing, episode 1 needs it"):
+    with pytest.raises(StorageError, match=r"c\.2\.0\.0\.0 is missing"):
         export(tmp_path / "a.zarr", "diffusion_policy", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
 

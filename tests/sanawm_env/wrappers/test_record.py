@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from tests.mujoco_here import needs_mujoco
+from tests.mujoco_here import DRAW, needs_mujoco
 
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.datasets.verify import verify
@@ -209,9 +211,9 @@ class Scene(gym.Env[Any, Any]):
 @pytest.mark.parametrize("name", ["eye", "sensor"])
 def test_points_of_a_mujoco_scene_are_where_the_pictures_show_them(name: str, tmp_path: Path) -> None:
     needs_mujoco()
-    scene = Scene(name)
     from sanawm_env.wrappers.mujoco_camera import mujoco_camera
 
+    scene = Scene(name)
     centres = {colour: scene.data.geom(colour).xpos for colour in ("red", "green", "blue")}
     with RecordCamera(scene, tmp_path / "a.zarr", mujoco_camera(name, SIZE), codec={"picture_codec": "jpegxl"}) as env:
         env.reset(seed=0)
@@ -233,3 +235,12 @@ def test_points_of_a_mujoco_scene_are_where_the_pictures_show_them(name: str, tm
             seen += 1
     assert seen == 9
     assert read["poses"][0, :3, 3].tolist() == pytest.approx([-1.3, 0, 0.8]), "metres ahead, along the world's x"
+
+
+def test_models_load_after_mujoco_has_drawn() -> None:
+    """Mesa and triton bring an LLVM each; in the wrong order the process dies."""
+    needs_mujoco()
+    pytest.importorskip("triton", reason="triton is for Linux only")
+    code = f"import sanawm_env.wrappers.mujoco_camera; {DRAW}; from triton import knobs; print('alive')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "alive\n", (done.returncode, done.stderr[-500:])
