@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,13 @@ class EpisodeStore:
         """Names, in the store, of the files with the rows of array `key` of episode `index`."""
         rows, per_file = self.rows(key, index), self.tables[key].rows_per_file(self.info.frames_per_step)
         return [self.arrays[key].name(file) for file in range(rows.start // per_file, -(-rows.stop // per_file))]
+
+    def pieces(self, key: str, index: int) -> Iterator[np.ndarray]:
+        """The rows of array `key` of episode `index` as they lie in its files, one file in memory at a time."""
+        rows, count = self.rows(key, index), self.tables[key].rows_per_file(self.info.frames_per_step)
+        starts = [rows.start, *range((rows.start // count + 1) * count, rows.stop, count)]
+        for start, stop in zip(starts, [*starts[1:], rows.stop]):
+            yield self.rows_at(key, range(start, stop))
 
     def content(self, name: str) -> bytes:
         """A file of the store as it is."""

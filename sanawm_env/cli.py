@@ -135,6 +135,21 @@ def _stores(commands: Any) -> None:
     )
     merge.add_argument("--resume", action="store_true", help="leave out what the target has already")
     merge.set_defaults(run=_merge)
+    told = "write the episodes of a store in another format"
+    export = commands.add_parser("export", help=told, description=told)
+    export.add_argument("store", metavar="STORE")
+    export.add_argument("--format", required=True, help="lerobot, diffusion_policy, minari or mp4")
+    export.add_argument("--out", metavar="FOLDER", required=True, help="the new dataset; refused if it exists")
+    export.set_defaults(run=_export)
+    told = "append the episodes of a dataset of another format to a store; called again, it goes on where it stopped"
+    load = commands.add_parser("import", help=told, description=told)
+    load.add_argument("dataset", metavar="DATASET")
+    load.add_argument("--format", required=True, help="lerobot, diffusion_policy or mp4")
+    load.add_argument("--out", metavar="STORE", required=True, help="the store that gets them, made if absent")
+    load.add_argument("--fps", type=float, help="frames a second, where the dataset does not say it")
+    load.add_argument("--licence", action="append", default=[], help="of the pictures, where it is no export of ours")
+    load.add_argument("--synthetic", action="store_true", help="the pictures were generated; likewise")
+    load.set_defaults(run=_import)
 
 
 def _subjects(commands: Any, name: str, summary: str) -> Any:
@@ -268,6 +283,22 @@ def _merge(options: argparse.Namespace) -> None:
     with _progress(f"writing {options.out}", "episode") as progress:
         copied = merge(options.stores, options.out, resume=options.resume, progress=progress)
     print(f"{options.out}: {copied} episodes added")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from sanawm_env.datasets.exports.export import export
+
+    with _progress(f"writing {options.out}", "episode") as progress:
+        written = export(options.store, options.format, options.out, progress=progress)
+    print(f"{options.out}: {written.text()}")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from sanawm_env.datasets.imports.load import load
+
+    told = {"fps": options.fps, "licences": options.licence, "synthetic": options.synthetic}
+    with _progress(f"writing {options.out}", "episode") as progress:
+        print(f"{options.out}: {load(options.dataset, options.format, options.out, **told, progress=progress).text()}")
 
 
 @contextlib.contextmanager

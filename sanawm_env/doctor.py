@@ -43,7 +43,8 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "rl": (("stable-baselines3",), "reinforcement learning"),
     "annotate": (("pycolmap",), "structure from motion of own footage"),
     "lora": (("peft",), "fine-tuning of a few weights"),
-    "mujoco": (("mujoco",), "kinematic chains of URDF and MJCF robots"),
+    "mujoco": (("mujoco", "imageio"), "kinematic chains of robots, recording MuJoCo's scenes"),
+    "export": (("pyarrow", "h5py", "minari"), "datasets of LeRobot and Minari"),
     "metrics": (("torchmetrics",), "metrics of pictures and video"),
 }
 SANA_LICENCE = "Apache-2.0 as its documentation says; the model card decides"

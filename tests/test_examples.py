@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.mujoco_here import needs_mujoco
 from tests.public_layouts import SIZE, write_release
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("[0-9]*.py"))
 RELEASED = "03_sana_wm.py"  # the one that needs weights which are not in the package
+MUJOCO = "07_record_any_env.py"
 MAX_LINES = 60
 
 
@@ -31,6 +33,8 @@ def test_there_are_examples() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name != RELEASED])
 def test_example_runs(name: str, tmp_path: Path) -> None:
+    if name == MUJOCO:
+        needs_mujoco()
     assert run([str(ROOT / "examples" / name), "--steps", "2", "--device", "cpu"], tmp_path), "it should say something"
 
 

@@ -10,8 +10,6 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from sanawm_env.datasets.open_episode import OpenEpisode
-from sanawm_env.datasets.writer import EpisodeWriter
 from sanawm_env.env import Worlds
 from sanawm_env.errors import ConfigError, LifecycleError
 from sanawm_env.spaces import check_choice
@@ -25,15 +23,13 @@ from sanawm_env.wrappers.rows import (
     truth_rows,
     used_actions,
 )
+from sanawm_env.wrappers.running_episodes import RunningEpisodes
 
 DROPPED = {"frames": ("latents", "start_latents"), "latents": ("frames",), "both": ()}  # by what is kept
 
 
-class EpisodeLog:
-    """The running episodes of an environment, on their way into a store. Both wrappers are thin faces of this.
-
-    An episode is committed at the step at which it ends, or when a reset or `close` cuts it off; one without a step is
-    dropped. What a world does after its end is not kept.
+class EpisodeLog(RunningEpisodes):
+    """The running episodes of an environment of ours. Both wrappers are thin faces of this.
 
     path: of the store, appended to if it is there. keep: "frames"; "latents" instead, a fraction of the bytes, which
     `EpisodeStore(path, decode=Decoder(model))` turns to frames; or "both". The last two need an environment made with
@@ -55,14 +51,16 @@ class EpisodeLog:
         durable: bool = True,
     ) -> None:
         if not isinstance(env, Worlds):
-            raise ConfigError(f"{type(env).__name__} has no world to record; wrap an environment of sanawm_env.")
+            raise ConfigError(
+                f"{type(env).__name__} has no world to record; wrap an environment of sanawm_env, or use "
+                "wrappers.record for one that has a camera."
+            )
         check_choice("keep", keep, tuple(DROPPED))
         if keep != "frames" and not env.gives_latents:
             raise ConfigError(f"keep is {keep!r}, but info has no latents; build the environment with latents=True.")
+        super().__init__(path, store_info(env, **(codec or {})), durable=durable)
         self.dropped = DROPPED[keep]
         self.env, self.truth, self.licences, self.extra = env, truth, licences, extra
-        self.writer = EpisodeWriter(path, store_info(env, **(codec or {})), durable=durable)
-        self._running: dict[int, _Running] = {}
 
     def start(self, info: Mapping[str, Any], worlds: Sequence[int]) -> None:
         """A reset of these worlds. info: with a row a world."""
@@ -76,9 +74,8 @@ class EpisodeLog:
                 seen = self._seen(room, rows["start_poses"][None], rows["start_intrinsics"])
                 rows |= {f"start_{key}": values[0] for key, values in seen.items()}
             source = provenance(self.env, told, licences=self.licences, extra=self.extra)
-            episode = self.writer.begin(rows, seed=int(told["seed"]), room=room, provenance=source)
             share = self.env.last_timing["reset_seconds"] / len(worlds)
-            self._running[world] = _Running(episode, room, rows["start_poses"], rows["start_intrinsics"], share)
+            self.begin(world, rows, share, seed=int(told["seed"]), room=room, provenance=source)
 
     def step(self, info: Mapping[str, Any], actions: Any) -> None:
         """A step of all worlds. info, actions: with a row a world."""
@@ -91,13 +88,9 @@ class EpisodeLog:
         for world, action in zip(running, used):
             one = self._running[world]
             rows = step_rows(info, action, one.intrinsics, seconds, world)
-            one.pose = rows["poses"][-1]
-            one.seconds += seconds / len(info["poses"])
             if self.truth:
                 rows |= self._seen(one.room, rows["poses"], one.intrinsics)
-            one.episode.append(self._kept(rows))
-            if reason := end_reason(info, world):
-                self._finish(world, reason)
+            self.append(world, self._kept(rows), seconds / len(info["poses"]), end_reason(info, world))
 
     def keep_state(self) -> None:
         """Keeps the state of the only world beside its episode; LifecycleError when none is running."""
@@ -105,34 +98,12 @@ class EpisodeLog:
             raise LifecycleError("no episode is being stored; call reset(), and keep states before the episode ends.")
         self._running[0].episode.keep_state(self.env.get_state().to_bytes())
 
-    def close(self) -> None:
-        """Commits what is running and closes the store; may be called again."""
-        if self.writer.open:
-            for world in sorted(self._running):
-                self._finish(world, "")
-            self.writer.close()
-
-    def _finish(self, world: int, reason: str) -> None:
-        one = self._running.pop(world, None)
-        if one is not None and one.episode.frames:
-            one.episode.commit(reason=reason, seconds=one.seconds)
-        elif one is not None:
-            one.episode.abort()
-
     def _kept(self, rows: Rows) -> Rows:
         return {key: values for key, values in rows.items() if key not in self.dropped}
 
     def _seen(self, room: int, poses: np.ndarray, intrinsics: np.ndarray) -> Rows:
         config = self.env.model.config
         return truth_rows(room, poses, intrinsics, (config.height, config.width))
-
-
-class _Running:
-    """An episode that is open, and what its next step needs of it. pose: [4, 4], the latest one."""
-
-    def __init__(self, episode: OpenEpisode, room: int, pose: np.ndarray, intrinsics: np.ndarray, seconds: float):
-        self.episode, self.room, self.pose = episode, room, pose
-        self.intrinsics, self.seconds = intrinsics, seconds
 
 
 class StoreEpisodes(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):

@@ -102,7 +102,7 @@ def provenance(
         intrinsics_source=str(info["intrinsics_source"]),
         units_per_metre=model.config.units_per_metre if info["calibrated"] else None,
         package_version=__version__,
-        package_commit=_commit(),
+        package_commit=package_commit(),
         licences=tuple(filter(None, (model.licence, *licences))),
         extra=dict(extra or {}),
     )
@@ -127,7 +127,8 @@ def truth_rows(room: int, poses: np.ndarray, intrinsics: np.ndarray, size: tuple
 
 
 @functools.cache  # a process asks git once, not at every reset
-def _commit() -> str | None:
+def package_commit() -> str | None:
+    """Commit of this package's sources, None outside a git checkout."""
     from sanawm_env.benchmarks.machine import commit
 
     return commit()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
@@ -14,10 +13,8 @@ import av
 import numpy as np
 
 from sanawm_env.datasets.atomic import appearing
-from sanawm_env.errors import SceneError, StorageError
-
-# A player shows a time base of 1/90000 s exactly for every usual frame rate.
-CLOCK = 90_000
+from sanawm_env.datasets.video import CLOCK, Mp4Writer, video_frame
+from sanawm_env.errors import SceneError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,14 +30,11 @@ def write_mp4(path: Path | str, frames: np.ndarray, fps: float, *, scale: int = 
     """H.264 file of frames uint8 [T, H, W, 3], each pixel `scale` wide and high. StorageError on a full disk."""
     path = Path(path)
     _check(frames)
-    with appearing(path) as draft, _storage_errors(), av.open(str(draft), "w") as container:
-        height, width = frames.shape[1] * scale, frames.shape[2] * scale
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        # Chroma of yuv420p needs even sides; the last row or column is left out otherwise.
-        stream.width, stream.height, stream.pix_fmt = width // 2 * 2, height // 2 * 2, "yuv420p"
-        stream.options = {"crf": "16", "preset": "veryfast"}
-        for packet in _encoded(stream, frames, fps, scale):
-            container.mux(packet)
+    # Players want even sides; the last row or column is left out otherwise.
+    height, width = (side * scale // 2 * 2 for side in frames.shape[1:3])
+    with appearing(path) as draft, Mp4Writer(draft, fps, (height, width)) as video:
+        for picture in frames:
+            video.add(picture.repeat(scale, axis=0).repeat(scale, axis=1)[:height, :width])
 
 
 def encode_av1(frames: np.ndarray, fps: float, *, quality: int = 26) -> list[Packet]:
@@ -57,29 +51,15 @@ def encode_av1(frames: np.ndarray, fps: float, *, quality: int = 26) -> list[Pac
     context.options = {"preset": "8", "crf": str(quality), "svtav1-params": "pred-struct=1:keyint=32:lp=2"}
     return [
         Packet(index=round(packet.pts * fps / CLOCK), data=bytes(packet), keyframe=bool(packet.is_keyframe))
-        for packet in _encoded(context, frames, fps, 1)
+        for packet in _encoded(context, frames, fps)
     ]
 
 
-def _encoded(encoder: Any, frames: np.ndarray, fps: float, scale: int) -> Iterator[Any]:
+def _encoded(encoder: Any, frames: np.ndarray, fps: float) -> Iterator[Any]:
     encoder.time_base = Fraction(1, CLOCK)
     for index, picture in enumerate(frames):
-        enlarged = picture.repeat(scale, axis=0).repeat(scale, axis=1)[: encoder.height, : encoder.width]
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(enlarged), format="rgb24")
-        frame.pts, frame.time_base = round(index * CLOCK / fps), Fraction(1, CLOCK)
-        yield from encoder.encode(frame)
+        yield from encoder.encode(video_frame(picture, index, fps))
     yield from encoder.encode(None)
-
-
-@contextlib.contextmanager
-def _storage_errors() -> Iterator[None]:
-    """PyAV reports some write errors by classes of its own; all of them are OSErrors to `appearing`."""
-    try:
-        yield
-    except av.error.FFmpegError as error:
-        if isinstance(error, OSError):
-            raise
-        raise StorageError(f"the video encoder failed: {error}; nothing was written") from error
 
 
 def _check(frames: np.ndarray) -> None:

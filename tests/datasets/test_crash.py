@@ -1,12 +1,13 @@
 """A writer that dies or fails at any instant: what it had reported is there, and nothing half written is read.
 
-SANAWM_KILLS sets how many writers are killed (20).
+SANAWM_KILLS sets how many writers are killed, and how many disks fill up (20).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -172,6 +173,73 @@ def test_a_failure_of_any_operation(failure: BaseException, tmp_path: Path, monk
         assert at > 40
         assert check(tmp_path / "a.zarr", reported) >= len(reported)
         assert not list((tmp_path / "a.zarr" / "meta/episode_ends/staging").iterdir())
+
+
+def test_a_disk_that_is_full_from_a_random_byte_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOSPC after n bytes, half of a file written, again and again on the stores that this leaves."""
+    rng, write, failed = np.random.default_rng(0), files.write, 0
+    for round_ in range(KILLS):
+        path, left, reported = tmp_path / f"{round_ // 5}.zarr", [int(rng.integers(0, 120_000))], set[int]()
+
+        def limited(target: Path, content: bytes, left: list[int] = left) -> None:
+            write(target, content[: left[0]])
+            left[0] -= len(content)
+            if left[0] < 0:
+                left[0] = 0
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        before = check(path, set(), truth=True) if (path / "zarr.json").exists() else 0
+        with monkeypatch.context() as patch, pytest.raises(StorageError, match="No space left on device"):
+            patch.setattr(files, "write", limited)
+            with EpisodeWriter(path, INFO, durable=False) as writer:
+                for seed in itertools.count():
+                    if number(seed) not in writer:
+                        add(writer, seed, truth=True)
+                        reported.add(seed)
+        failed += 1
+        if (path / "zarr.json").exists():
+            assert check(path, reported, truth=True) == before + len(reported), "nothing that was not reported"
+        else:
+            assert not reported
+    assert failed == KILLS
+
+
+def test_a_small_file_system_that_is_full(tmp_path: Path) -> None:
+    code = """
+import itertools, json, shutil
+from made_up import INFO, add, number
+from sanawm_env.datasets.verify import repair, verify
+from sanawm_env.datasets.writer import EpisodeWriter
+from sanawm_env.errors import StorageError
+small, kept = sys.argv[1:]
+reported = []
+for job in range(2):  # the second one goes on with what the first one left
+    try:
+        with EpisodeWriter(small + "/a.zarr", INFO) as writer:
+            for seed in itertools.count():
+                if number(seed) not in writer:
+                    add(writer, seed, truth=True)
+                    reported.append(seed)
+    except StorageError as error:
+        assert "No space left on device" in str(error) and "Free space" in str(error), error
+repair(small + "/a.zarr")
+assert not verify(small + "/a.zarr").problems
+shutil.copytree(small + "/a.zarr", kept)
+print(json.dumps(reported))
+"""
+    text = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{code}"
+    (tmp_path / "small").mkdir()
+    mount = 'mount -t tmpfs -o size=600k tmpfs "$1" || exit 77; exec "$2" -c "$3" "$1" "$4"'  # gone with the process
+    words = ["sh", "-c", mount, "sh", str(tmp_path / "small"), sys.executable, text, str(tmp_path / "kept.zarr")]
+    try:
+        done = subprocess.run(["unshare", "--mount", "--map-root-user", *words], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare here, which mounts a file system for one process")
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no file system may be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    reported = set(json.loads(done.stdout))
+    assert check(tmp_path / "kept.zarr", reported, truth=True) == len(reported) > 3
 
 
 def test_a_disk_that_is_full_for_good(tmp_path: Path) -> None:

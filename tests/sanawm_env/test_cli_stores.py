@@ -54,3 +54,25 @@ def test_merge(stores: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "--resume" in capsys.readouterr().err
     assert cli.main(["merge", *stores, "--out", target, "--resume"]) == 0
     assert len(EpisodeStore(target)) == 2
+
+
+def test_export_and_import(stores: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    film, back = str(tmp_path / "film"), str(tmp_path / "back.zarr")
+    assert cli.main(["export", stores[0], "--format", "mp4", "--out", film]) == 0
+    assert capsys.readouterr().out == f"{film}: 1 episodes, 7 frames\n"
+    assert cli.main(["export", stores[0], "--format", "mp4", "--out", film]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert cli.main(["export", stores[0], "--format", "avi", "--out", film]) == 2
+    assert "format is 'avi'" in capsys.readouterr().err
+    for told in ("1 episodes added", "0 episodes added; 1 were there already"):
+        assert cli.main(["import", film, "--format", "mp4", "--out", back]) == 0
+        assert capsys.readouterr().out == f"{back}: {told}\n"
+    (tmp_path / "film/sanawm.json").unlink()
+    name = next((tmp_path / "film").glob("*.json"))
+    told = json.loads(name.read_text())
+    name.write_text(json.dumps({key: told[key] for key in ("poses", "intrinsics", "actions")}))
+    other = ["import", film, "--format", "mp4", "--out", str(tmp_path / "other.zarr")]
+    assert cli.main(other) == 2 and "--fps" in capsys.readouterr().err
+    assert cli.main([*other, "--fps", "5", "--licence", "MIT", "--licence", "CC0-1.0", "--synthetic"]) == 0
+    read = EpisodeStore(tmp_path / "other.zarr")
+    assert read.info.fps == 5 and read.describe(0)["licences"] == ["MIT", "CC0-1.0"] and read.describe(0)["synthetic"]
