@@ -95,6 +95,8 @@ def parser() -> argparse.ArgumentParser:
     _flags(ops, device=str, out=str)
     store = _command(bench, "store", _bench_store, "writing and reading of episode stores")
     _flags(store, episodes=int, seconds=float, scratch=str, out=str)
+    logging = _command(bench, "logging", _bench_logging, "what logging to Rerun costs a step")
+    _flags(logging, device=str, bundle=str, turns=int, out=str)
     train = _subjects(commands, "train", "train a world")
     _command(train, "rooms-autoencoder", _train, "pictures to latents and back")
     _command(train, "rooms-denoiser", _train, "the world in latents; writes a bundle")
@@ -105,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     _flags(convert, variant=str, revision=str, autoencoder=str)
     convert.set_defaults(flags=("source", "target", *convert.get_default("flags")))
     _stores(commands)
+    _watching(commands)
     quantize = _command(
         commands, "quantize", _quantize, "write a bundle with weights of few bits", operands=("bundle",)
     )
@@ -150,6 +153,21 @@ def _stores(commands: Any) -> None:
     load.add_argument("--licence", action="append", default=[], help="of the pictures, where it is no export of ours")
     load.add_argument("--synthetic", action="store_true", help="the pictures were generated; likewise")
     load.set_defaults(run=_import)
+
+
+def _watching(commands: Any) -> None:
+    """The subcommands with which a person looks at worlds."""
+    told = "open a stored episode in the Rerun viewer, beside its ground truth where the store has it"
+    view = commands.add_parser("view", help=told, description=told)
+    view.add_argument("store", metavar="STORE", type=Path)
+    view.add_argument("--episode", type=int, metavar="N", default=0)
+    view.add_argument("--compare", type=Path, metavar="STORE", help="side by side with an episode of this store")
+    view.add_argument("--compare-episode", type=int, metavar="N", help="which one, the same number by default")
+    view.add_argument("--save", type=Path, metavar="FILE.rrd", help="write a recording and open nothing")
+    view.add_argument("--memory", default="2GB", help="what the viewer may take, as 2GB or 25%%")
+    view.set_defaults(run=_view)
+    teleop = _command(commands, "teleop", _teleop, "drive a world by keys, in a browser page or a terminal")
+    _flags(teleop, control=str, preset=str, seed=int, port=int, record=str, device=str, bundle=str)
 
 
 def _subjects(commands: Any, name: str, summary: str) -> Any:
@@ -233,6 +251,12 @@ def _bench_store(options: argparse.Namespace) -> None:
     print(json.dumps(run(_build(BenchStore, "bench_store", options))))
 
 
+def _bench_logging(options: argparse.Namespace) -> None:
+    from sanawm_env.benchmarks.logging import BenchLogging, run
+
+    print(json.dumps(run(_build(BenchLogging, "bench_logging", options))))
+
+
 def _train(options: argparse.Namespace) -> None:
     from sanawm_env.training import run_stage
 
@@ -299,6 +323,18 @@ def _import(options: argparse.Namespace) -> None:
     told = {"fps": options.fps, "licences": options.licence, "synthetic": options.synthetic}
     with _progress(f"writing {options.out}", "episode") as progress:
         print(f"{options.out}: {load(options.dataset, options.format, options.out, **told, progress=progress).text()}")
+
+
+def _view(options: argparse.Namespace) -> None:
+    from sanawm_env.view import View, run
+
+    print(run(View(**{name: value for name, value in vars(options).items() if name != "run"})))
+
+
+def _teleop(options: argparse.Namespace) -> None:
+    from sanawm_env.teleop import Teleop, run
+
+    run(_build(Teleop, "teleop", options))
 
 
 @contextlib.contextmanager

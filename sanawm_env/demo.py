@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from sanawm_env.actions import ActionMap
     from sanawm_env.datasets.provenance import Provenance, StoreInfo
     from sanawm_env.rooms.scenes import Scenes
+    from sanawm_env.wrappers.rollouts import Finished
     from sanawm_env.wrappers.tape import EpisodeTape
 
 # (steps, forward m/s, turn rad/s): look around, drive in, turn, drive back while turning. 16 steps, then again.
 TOUR = ((2, 0.0, 0.5), (4, 0.0, -0.5), (2, 0.0, 0.5), (3, 0.35, 0.0), (2, 0.15, 0.45), (3, -0.25, -0.3))
 # Metres that stay free around the camera; the environment ends an episode below its own, smaller, body radius.
 MARGIN = 0.25
-DIFFERENCE_GAIN = 4
 HEADROOM = 2.1
 SHEET_FRAMES = (0, 8, 16, 32, 64, 96, 128)
 
@@ -203,8 +203,9 @@ def _with_truth(env: EpisodeTape, reset: dict[str, Any], room: int, seconds: flo
 def write(rollout: Rollout, config: DemoConfig) -> Iterator[str]:
     """Writes the four files one after the other; yields a line on each: where it is and how to open it."""
     from sanawm_env.evaluation.sheet import contact_sheet, save_sheet
+    from sanawm_env.wrappers.rerun_sink import WholeFile
+    from sanawm_env.wrappers.rollouts import DIFFERENCE_GAIN, record
     from sanawm_env.wrappers.video import write_mp4
-    from sanawm_env.wrappers.viewer import write_recording
 
     out = config.out
     write_mp4(out / "rollout.mp4", side_by_side(rollout), rollout.fps, scale=3)
@@ -214,8 +215,8 @@ def write(rollout: Rollout, config: DemoConfig) -> Iterator[str]:
         contact_sheet(rollout.truth[None, columns], rollout.dream[None, columns], columns), out / "contact_sheet.png"
     )
     yield f"{out / 'contact_sheet.png'}: the same at a few frames; any picture viewer"
-    write_recording(out / "rollout.rrd", _recording(rollout, config))
-    yield f"{out / 'rollout.rrd'}: camera path, both videos, PSNR; rerun {out / 'rollout.rrd'}"
+    record(WholeFile(out / "rollout.rrd"), _recording(rollout, config), {"truth's depth": point_cloud(rollout)})
+    yield f"{out / 'rollout.rrd'}: camera path, both videos, their difference, PSNR; rerun {out / 'rollout.rrd'}"
     _write_episode(rollout, config, out / "episode.zarr")
     yield (
         f"{out / 'episode.zarr'}: frames, poses, actions, depth; in Python "
@@ -225,25 +226,22 @@ def write(rollout: Rollout, config: DemoConfig) -> Iterator[str]:
 
 def side_by_side(rollout: Rollout) -> np.ndarray:
     """Truth, dream and their difference next to each other, uint8 [T, H, 3 W + gaps, 3]."""
-    difference = np.abs(rollout.truth.astype(np.int16) - rollout.dream) * DIFFERENCE_GAIN
+    from sanawm_env.wrappers.rollouts import difference
+
     gap = np.full((*rollout.truth.shape[:2], 2, 3), 255, dtype=np.uint8)
-    return np.concatenate(
-        [rollout.truth, gap, rollout.dream, gap, np.minimum(difference, 255).astype(np.uint8)], axis=2
-    )
+    return np.concatenate([rollout.truth, gap, rollout.dream, gap, difference(rollout.dream, rollout.truth)], axis=2)
 
 
-def _recording(rollout: Rollout, config: DemoConfig) -> Any:
-    from sanawm_env.wrappers import viewer
+def _recording(rollout: Rollout, config: DemoConfig) -> Finished:
+    from sanawm_env.wrappers import rollouts
 
-    forward = np.append(0.0, rollout.taped["actions"][:, 0])
     room = f"room {config.scene_seed}, bundle {rollout.provenance.bundle_sha256[:12]}, noise seed {config.seed}"
-    return viewer.Rollout(
+    truth = rollouts.of_truth(rollout.taped)
+    assert truth is not None
+    return rollouts.Finished(
+        tracks=rollouts.compare(rollouts.of_episode(rollout.taped, rollout.info), truth, ("dream", "truth")),
         fps=rollout.fps,
-        poses=rollout.poses,
-        intrinsics=rollout.whole("intrinsics"),
-        videos={"dream": rollout.dream, "truth": rollout.truth},
-        scalars={"PSNR (dB)": rollout.psnr, "forward (m/s)": forward},
-        points={"truth": point_cloud(rollout)},
+        frames_per_chunk=rollout.info.frames_per_step,
         text=f"**dream**: the learned world. **truth**: the ray-caster at the same poses.\n\n{room}",
     )
 

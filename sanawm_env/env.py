@@ -21,6 +21,9 @@ from sanawm_env.spaces import action_space, check_choice, observation_space
 from sanawm_env.start import check_seed, read_options
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sanawm_env.state import WorldState
     from sanawm_env.tasks import Drive
     from sanawm_env.vector_env import SanaWMVectorEnv
     from sanawm_env.world import WorldModel
@@ -57,7 +60,7 @@ class Worlds:
         if render_mode == "human":
             raise ConfigError(
                 f"render_mode is 'human', allowed is None or one of {', '.join(RENDER_MODES)}; to watch a world live, "
-                "wrap its environment in sanawm_env.wrappers.viewer.RerunViewer, or run `sanawm demo` for a recording."
+                "wrap it in sanawm_env.wrappers.rerun_log.LogToRerun, or drive by keys with `sanawm teleop`."
             )
         if render_mode is not None:
             check_choice("render_mode", render_mode, RENDER_MODES)
@@ -96,6 +99,13 @@ class Worlds:
         return self._episodes.task if running is None else running.task
 
     @property
+    def world(self) -> WorldState:
+        """The state of the running worlds, to be looked at and not changed: the next step spends it. LifecycleError
+        before the first reset."""
+        self._check_running()
+        return self._episodes.now.world
+
+    @property
     def fps(self) -> float:
         """Frames a second of world time."""
         return self.model.config.fps
@@ -115,6 +125,13 @@ class Worlds:
         """Seconds of the last reset or step, and frames/s of the step over all worlds; kept out of `info`, which equal
         runs share."""
         return dict(self._episodes.last_timing)
+
+    @property
+    def last_output(self) -> tuple[Tensor | None, Tensor | None]:
+        """Frames uint8 [B, T, H, W, 3] and latents [B, n, C, h, w] of the latest step, on the model's device, for
+        measuring; not to be changed. None where there are none."""
+        running = self._episodes.running
+        return (None if running is None else running.frames), self._episodes.last_latents
 
     def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> SanaWMVectorEnv:
         """n futures of this instant as a vector environment, which is running already: step it without a reset.
@@ -163,8 +180,8 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
     of which `model.execution` says what runs. offload: None, or "parts" or "blocks" of `bundle.load`. captured: whether
     steps are replayed from CUDA graphs; None where they can be. render_mode: None, "rgb_array" (the newest frame) or
     "rgb_array_list" (all frames since the last call); to watch live, wrap the environment in
-    `wrappers.viewer.RerunViewer`. options: the fields of `episodes.EnvConfig`: action_map, action_options, action_mode,
-    observation, frames, latents, task, horizon, strict.
+    `wrappers.rerun_log.LogToRerun`. options: the fields of `episodes.EnvConfig`: action_map, action_options,
+    action_mode, observation, frames, latents, task, horizon, strict.
 
     `step` returns exactly F frames; k steps after a reset make 1 + kF. The reward is the sum over the chunk's frames
     up to the end of the episode. `terminated` comes from the task alone, `truncated` from the horizon, the task's time

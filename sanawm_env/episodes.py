@@ -136,6 +136,7 @@ class Episodes:
         self.running: Running | None = None
         self.decode = True
         self.last_timing: dict[str, float] = {}
+        self.last_latents: torch.Tensor | None = None
 
     @property
     def steering(self) -> str:
@@ -217,6 +218,7 @@ class Episodes:
     def _step(self, world: WorldState, poses: np.ndarray) -> tuple[WorldState, Shown, np.ndarray]:
         """The worlds after the chunk, what it shows, and whether each is still sound [B]."""
         world, output = worlds.step(self.model, world, poses, decode=self.decode)
+        self.last_latents = output.latents
         return world, self._shown(output), torch.isfinite(output.latents).flatten(1).all(dim=1).cpu().numpy()
 
     def _shown(self, output: StepOutput) -> Shown:

@@ -185,9 +185,7 @@ def initial(
             raise SceneError(f"units is {units!r}, allowed is a number of model units a metre, above 0, or None.")
         state.units[:] = units
     state.text = check_text(model, state.text, text)
-    return _together(
-        _computed_at_once(model, state.chunk), state, lambda part, rows: _open(model, part, pictures[rows])
-    )
+    return _together(computed_at_once(model, state.chunk), state, lambda part, rows: _open(model, part, pictures[rows]))
 
 
 @torch.no_grad()
@@ -211,7 +209,7 @@ def step(
     if noise is not None:
         _check_noise(model.config, noise, state.batch_size)
     advanced, output = _together(
-        _computed_at_once(model, state.chunk.clamp(max=model.settled)),
+        computed_at_once(model, state.chunk.clamp(max=model.settled)),
         state,
         lambda part, rows: _advance(model, part, path[rows], None if noise is None else noise[rows], decode),
     )
@@ -286,7 +284,7 @@ def _asked(
     )
 
 
-def _computed_at_once(model: WorldModel, kind: Tensor) -> list[Tensor]:
+def computed_at_once(model: WorldModel, kind: Tensor) -> list[Tensor]:
     """Rows of the batch that one call computes: worlds of one age [B], up to that at which all windows are full, since
     attention to fewer keys is another computation; on a CPU every world by itself.
 

@@ -21,19 +21,23 @@ STAGE_KEYS = {"device", "smoke", "autoencoder", "start"}
 
 def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.kernels import BenchKernels
+    from sanawm_env.benchmarks.logging import BenchLogging
     from sanawm_env.benchmarks.rooms import BenchRooms
     from sanawm_env.benchmarks.sana_wm import BenchSanaWM
     from sanawm_env.benchmarks.store import BenchStore
     from sanawm_env.demo import DemoConfig
     from sanawm_env.evaluation.parity import EvalPrecisionParity
     from sanawm_env.quantise import Quantize
+    from sanawm_env.teleop import Teleop
     from sanawm_env.training.autoencoder import AutoencoderTraining
     from sanawm_env.training.denoiser import DenoiserTraining
 
     return {
         "demo": DemoConfig,
+        "teleop": Teleop,
         "eval_rooms": EvalRooms,
         "bench_kernels": BenchKernels,
+        "bench_logging": BenchLogging,
         "bench_rooms": BenchRooms,
         "convert": Convert,
         "quantize": Quantize,
@@ -55,7 +59,17 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "eval_rooms", "eval_precision_parity", "bench_kernels", "bench_rooms", "bench_sana_wm", "bench_store"],
+    [
+        "demo",
+        "teleop",
+        "eval_rooms",
+        "eval_precision_parity",
+        "bench_kernels",
+        "bench_logging",
+        "bench_rooms",
+        "bench_sana_wm",
+        "bench_store",
+    ],
 )
 def test_yaml_shows_every_key(command: str) -> None:
     cls = config_classes()[command]

@@ -41,7 +41,8 @@ def test_wheel_from_sdist_contains_everything(archives: tuple[Path, Path]) -> No
         path.relative_to(ROOT).as_posix()
         for folder in ("", *LINKED)
         for path in (ROOT / "sanawm_env" / folder).rglob("*")
-        if path.suffix in {".py", ".yaml", ".json", ".safetensors", ".typed"} and "__pycache__" not in path.parts
+        if path.suffix in {".py", ".yaml", ".json", ".safetensors", ".typed", ".html"}
+        and "__pycache__" not in path.parts
     }
     assert sorted(here - names) == []
     assert "sanawm_env/bundles/rooms/bundle.json" in names

@@ -1,1 +1,1 @@
-"""Gymnasium wrappers, one concern a file: recording, per-frame view, video, Rerun viewer."""
+"""Gymnasium wrappers, one concern a file: recording, per-frame view, video, episode stores, Rerun."""

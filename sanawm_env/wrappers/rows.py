@@ -66,12 +66,14 @@ def used_actions(env: Worlds, given: Any, poses: np.ndarray) -> np.ndarray:
 
     given: as the environment took them, with a row a world. poses: [B, 4, 4], where each world was before the step.
     """
-    action_map, frames = env.action_map, env.frames_per_step
-    rows = np.asarray(action_map.read(given), np.float64).reshape(len(poses), -1, action_map.size)
-    inside, _ = action_map.limit(rows)
-    if inside.shape[1] != frames:
-        inside = action_map.hold(poses, inside[:, 0], frames)
-    return inside.astype(np.float32)
+    rows = _of_each(env, given, len(poses))
+    inside, _ = env.action_map.limit(rows)
+    return _held(env, inside, poses).astype(np.float32)
+
+
+def given_actions(env: Worlds, given: Any, poses: np.ndarray) -> np.ndarray:
+    """Actions of every frame as they were given, beyond their limits too, float64 [B, F, A]; as `used_actions`."""
+    return _held(env, _of_each(env, given, len(poses)), poses)
 
 
 def store_info(env: Worlds, *, picture_codec: str = "jpeg", picture_quality: int = 95) -> StoreInfo:
@@ -124,6 +126,15 @@ def truth_rows(room: int, poses: np.ndarray, intrinsics: np.ndarray, size: tuple
         "truth_depth": seen.depth[0].numpy(),
         "truth_instances": seen.instance[0].numpy(),
     }
+
+
+def _of_each(env: Worlds, given: Any, count: int) -> np.ndarray:
+    return np.asarray(env.action_map.read(given), np.float64).reshape(count, -1, env.action_map.size)
+
+
+def _held(env: Worlds, rows: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    frames = env.frames_per_step
+    return rows if rows.shape[1] == frames else env.action_map.hold(poses, rows[:, 0], frames)
 
 
 @functools.cache  # a process asks git once, not at every reset

@@ -37,10 +37,11 @@ def write_mp4(path: Path | str, frames: np.ndarray, fps: float, *, scale: int = 
             video.add(picture.repeat(scale, axis=0).repeat(scale, axis=1)[:height, :width])
 
 
-def encode_av1(frames: np.ndarray, fps: float, *, quality: int = 26) -> list[Packet]:
-    """AV1 packets of frames uint8 [T, H, W, 3], in order and without reordering; quality 1 (best) to 63.
+def encode_av1(frames: np.ndarray, fps: float, *, keyframe_every: int = 32, quality: int = 26) -> list[Packet]:
+    """AV1 packets of frames uint8 [T, H, W, 3], one a frame, in order and without reordering; quality 1 (best) to 63.
 
-    The Rerun viewer decodes AV1 by itself, H.264 only with an FFmpeg beside it.
+    Decoding can start at every `keyframe_every`-th frame, the first one included, so packets of several calls follow
+    each other in one stream. The Rerun viewer decodes AV1 by itself, H.264 only with an FFmpeg beside it.
     """
     _check(frames)
     os.environ.setdefault("SVT_LOG", "1")  # errors only; the encoder prints its settings otherwise
@@ -48,7 +49,9 @@ def encode_av1(frames: np.ndarray, fps: float, *, quality: int = 26) -> list[Pac
     context.width, context.height, context.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
     context.framerate = Fraction(fps).limit_denominator(1000)
     # pred-struct=1: low delay, so that packets come in the order of the frames.
-    context.options = {"preset": "8", "crf": str(quality), "svtav1-params": "pred-struct=1:keyint=32:lp=2"}
+    # preset 10: half the time of 8 at 128x160 for a fifth more bytes.
+    told = f"pred-struct=1:keyint={keyframe_every}:lp=1"
+    context.options = {"preset": "10", "crf": str(quality), "svtav1-params": told}
     return [
         Packet(index=round(packet.pts * fps / CLOCK), data=bytes(packet), keyframe=bool(packet.is_keyframe))
         for packet in _encoded(context, frames, fps)

@@ -18,6 +18,7 @@ from sanawm_env.datasets.verify import verify
 from sanawm_env.errors import BundleError, ConfigError, StorageError
 from sanawm_env.rooms import clearance, sample_scenes
 from sanawm_env.world import WorldModel
+from sanawm_env.wrappers.rollouts import DIFFERENCE_GAIN
 from sanawm_env.wrappers.tape import EpisodeTape
 
 
@@ -151,7 +152,7 @@ def test_an_error_starts_on_a_line_of_its_own(
 def test_side_by_side_shows_the_difference_enlarged() -> None:
     shown = demo.side_by_side(made_up(2))
     assert shown.shape == (2, 64, 3 * 80 + 4, 3)
-    assert set(np.unique(shown[:, :, -80:])) == {demo.DIFFERENCE_GAIN * 5}
+    assert set(np.unique(shown[:, :, -80:])) == {DIFFERENCE_GAIN * 5}
 
 
 def test_point_cloud_lies_where_the_depth_says() -> None:

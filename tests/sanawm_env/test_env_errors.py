@@ -71,7 +71,7 @@ def test_wrong_options_are_named(
         SanaWMEnv(tiny_model, **options)
 
 
-WATCH_LIVE = r"'human', allowed is None or one of rgb_array, rgb_array_list; .*RerunViewer.*sanawm demo"
+WATCH_LIVE = r"'human', allowed is None or one of rgb_array, rgb_array_list; .*LogToRerun.*sanawm teleop"
 
 
 def test_human_rendering_is_refused_before_gymnasium_opens_a_window(tiny_model: WorldModel) -> None:
