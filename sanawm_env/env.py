@@ -21,6 +21,8 @@ from sanawm_env.spaces import action_space, check_choice, observation_space
 from sanawm_env.start import check_seed, read_options
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sanawm_env.tasks import Drive
     from sanawm_env.vector_env import SanaWMVectorEnv
     from sanawm_env.world import WorldModel
@@ -112,9 +114,16 @@ class Worlds:
 
     @property
     def last_timing(self) -> dict[str, float]:
-        """Seconds of the last reset or step, and frames/s of the step over all worlds; kept out of `info`, which equal
-        runs share."""
+        """Seconds of the last reset or step, those in the model among them, and frames/s of the step over all worlds;
+        kept out of `info`, which equal runs share."""
         return dict(self._episodes.last_timing)
+
+    @property
+    def last_output(self) -> tuple[Tensor | None, Tensor | None]:
+        """Frames uint8 [B, T, H, W, 3] and latents [B, n, C, h, w] of the latest step, on the model's device, for
+        measuring; not to be changed. None where there are none."""
+        running = self._episodes.running
+        return (None if running is None else running.frames), self._episodes.last_latents
 
     def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> SanaWMVectorEnv:
         """n futures of this instant as a vector environment, which is running already: step it without a reset.

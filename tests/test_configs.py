@@ -26,6 +26,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.store import BenchStore
     from sanawm_env.demo import DemoConfig
     from sanawm_env.evaluation.parity import EvalPrecisionParity
+    from sanawm_env.generation.config import Generate
     from sanawm_env.quantise import Quantize
     from sanawm_env.training.autoencoder import AutoencoderTraining
     from sanawm_env.training.denoiser import DenoiserTraining
@@ -37,6 +38,7 @@ def config_classes() -> dict[str, type]:
         "bench_rooms": BenchRooms,
         "convert": Convert,
         "quantize": Quantize,
+        "generate": Generate,
         "eval_precision_parity": EvalPrecisionParity,
         "bench_sana_wm": BenchSanaWM,
         "bench_store": BenchStore,
@@ -55,7 +57,10 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "eval_rooms", "eval_precision_parity", "bench_kernels", "bench_rooms", "bench_sana_wm", "bench_store"],
+    [
+        *("demo", "eval_rooms", "eval_precision_parity", "generate"),
+        *("bench_kernels", "bench_rooms", "bench_sana_wm", "bench_store"),
+    ],
 )
 def test_yaml_shows_every_key(command: str) -> None:
     cls = config_classes()[command]
