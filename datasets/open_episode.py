@@ -88,14 +88,10 @@ class OpenEpisode:
             self.keys, self.frames = store.keys, len(self.rows["valid"][0])
 
     def commit(self, *, reason: str = "", seconds: float = 0.0) -> int:
-        """Makes the episode visible, and returns its index once it is. reason: why it ended, of `END_REASONS`; seconds:
-        spent on computing it."""
-        with self._dropping() as writer:
-            if not self.frames:
-                raise StorageError("the episode has no step; append one before commit, or abort it")
-            index = writer.commit(self, reason, seconds)
-        self.abort()
-        return index
+        """Makes the episode visible, and returns its index once it is. reason, seconds: as of `Finished`."""
+        from sanawm_env.datasets.writer import Finished
+
+        return self.check_open().commit([Finished(episode=self, reason=reason, seconds=seconds)])[0]
 
     def abort(self) -> None:
         """Drops the episode unless it is committed; may be called again."""
@@ -103,6 +99,12 @@ class OpenEpisode:
         if writer is not None and writer.open:  # a forked child has no say in what its parent writes
             writer.forget(self)
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def check_open(self) -> EpisodeWriter:
+        """Its writer; StorageError once it is committed or dropped."""
+        if self._writer is None:
+            raise StorageError("the episode is committed or dropped already; begin another")
+        return self._writer
 
     def once(self) -> list[schema.Array]:
         """Its arrays that are written once."""
@@ -122,11 +124,10 @@ class OpenEpisode:
     @contextlib.contextmanager
     def _dropping(self) -> Iterator[EpisodeWriter]:
         """The writer; whatever fails while it is used drops the episode."""
-        if self._writer is None:
-            raise StorageError("the episode is committed or dropped already; begin another")
+        writer = self.check_open()
         try:
-            with files.storing(self._writer.path):
-                yield self._writer
+            with files.storing(writer.path):
+                yield writer
         except BaseException:
             self.abort()
             raise

@@ -86,6 +86,14 @@ def _planes(name: str, dtype: str, unit: str, meaning: str) -> Array:
 POSE = "camera to world, OpenCV axes (x right, y down, z forward)"
 TABLE: tuple[Array, ...] = (
     _pictures("data/frames", "what the camera saw; left out where latents are kept instead", required=False),
+    Array(
+        name="data/frame_digests",
+        dtype="int64",
+        axes=("time",),
+        unit="",
+        required=False,
+        meaning="first 8 bytes of the SHA-256 of a frame's pixels before the picture codec",
+    ),
     Array(name="data/poses", dtype="float64", axes=("time", 4, 4), unit="m", meaning=f"{POSE}, where a frame is seen"),
     Array(name="data/intrinsics", dtype="float32", axes=("time", 4), unit="pixel", meaning="fx, fy, cx, cy"),
     Array(
@@ -137,6 +145,14 @@ TABLE: tuple[Array, ...] = (
         meaning="steps of the episode before the state to which the block belongs",
     ),
     _pictures("start/frames", "the picture that reset returned"),
+    Array(
+        name="start/frame_digests",
+        dtype="int64",
+        axes=("episode",),
+        unit="",
+        required=False,
+        meaning="as data/frame_digests, of start/frames",
+    ),
     Array(name="start/poses", dtype="float64", axes=("episode", 4, 4), unit="m", meaning=f"{POSE}, of start/frames"),
     Array(name="start/intrinsics", dtype="float32", axes=("episode", 4), unit="pixel", meaning="fx, fy, cx, cy"),
     Array(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -160,37 +160,40 @@ class EpisodeWriter:
         if episode in self._open:
             self._open.remove(episode)
 
-    def commit(self, episode: OpenEpisode, reason: str, seconds: float) -> int:
-        """Makes a finished episode visible and returns its index."""
-        state = self._state()
-        if reason not in schema.END_REASONS:
-            raise StorageError(f"reason is {reason!r}; {nearest(reason, schema.END_REASONS)}")
-        schema.check_names(episode.keys, set(state.keys) or None)
-        after = state.with_episode(episode)
-        rows = {array.name: np.concatenate(episode.rows[array.key]) for array in episode.growing()}
-        rows |= {
-            schema.ENDS: np.array([after.frames], np.int64),
-            "meta/episode_seeds": np.array([episode.seed], np.int64),
-            "meta/episode_blocks": np.array([after.blocks], np.int64),
-            "meta/episode_rooms": np.array([episode.room], np.int64),
-            "meta/episode_reasons": np.array([schema.END_REASONS.index(reason)], np.uint8),
-            "meta/episode_sources": np.array([after.sources.index(episode.source)], np.int32),
-            "meta/episode_ids": np.frombuffer(episode.identity, np.uint8)[None],
-            "meta/episode_seconds": np.array([seconds], np.float64),
-        }
-        moves = [move for array in episode.once() for move in self._whole_files(array, episode, state)]
+    def commit(self, finished: Sequence[Finished]) -> list[int]:
+        """Makes finished episodes visible, all in one instant, and returns their indices. A failure drops them all."""
+        try:
+            with files.storing(self.path):
+                return self._commit(finished)
+        finally:
+            for one in finished:
+                one.episode.abort()
+
+    def _commit(self, finished: Sequence[Finished]) -> list[int]:
+        before = self._state()
+        after, moves, staging = before, list[Move](), finished[-1].episode
+        for one in finished:
+            one.check(set(after.keys) or None)
+            state, after = after, after.with_episode(one)
+            moves += [move for array in one.episode.once() for move in self._whole_files(array, one.episode, state)]
+        rows = {array.name: self._joined(array, finished) for array in staging.growing()}
+        rows |= after.new
         ordered = sorted(rows, key=lambda name: name == schema.ENDS)
         for name in ordered:
-            moves += self._grown(schema.BY_NAME[name], rows[name], state, after, episode)
-        metadata = [(array.name, self._metadata(array, after)) for array in episode.once()]
+            moves += self._grown(schema.BY_NAME[name], rows[name], before, after, staging)
+        metadata = [(array.name, self._metadata(array, after)) for array in staging.once()]
         metadata += [(name, self._metadata(schema.BY_NAME[name], after)) for name in ordered]
-        if after.sources != state.sources:
+        if after.sources != before.sources:
             metadata.insert(0, ("", group_metadata(self.info.attributes(after.sources))))
-        moves += [(episode.stage(content), self.path / name / METADATA) for name, content in metadata]
+        moves += [(staging.stage(content), self.path / name / METADATA) for name, content in metadata]
         self._committed = None  # until it is known which of the two holds, the disk is asked
         self._publish(moves)
+        after.new.clear()
         self._committed = after
-        return state.episodes
+        return list(range(before.episodes, after.episodes))
+
+    def _joined(self, array: schema.Array, finished: Sequence[Finished]) -> np.ndarray:
+        return np.concatenate([part for one in finished for part in one.episode.rows[array.key]])
 
     def _whole_files(self, array: schema.Array, episode: OpenEpisode, state: _Committed) -> list[Move]:
         encoder, first = self.encoder(array), self._rows(array, state) // array.rows_per_file(self.info.frames_per_step)
@@ -298,6 +301,24 @@ class EpisodeWriter:
 Move = tuple[Path, Path]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """An episode to commit. reason: why it ended, of `END_REASONS`. seconds: spent on computing it."""
+
+    episode: OpenEpisode
+    reason: str = ""
+    seconds: float = 0.0
+
+    def check(self, known: set[str] | None) -> None:
+        """StorageError unless it can lie beside episodes with the arrays `known`."""
+        self.episode.check_open()
+        if not self.episode.frames:
+            raise StorageError("the episode has no step; append one before commit, or abort it")
+        if self.reason not in schema.END_REASONS:
+            raise StorageError(f"reason is {self.reason!r}; {nearest(self.reason, schema.END_REASONS)}")
+        schema.check_names(self.episode.keys, known)
+
+
 @dataclass
 class _Committed:
     """What the store holds. tails: of each growing array, the rows of its last file if that has room for more."""
@@ -310,17 +331,34 @@ class _Committed:
     keys: set[str]
     sizes: schema.Sizes = field(default_factory=dict)
     tails: dict[str, np.ndarray] = field(default_factory=dict)
+    new: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def with_episode(self, episode: OpenEpisode) -> _Committed:
-        """The store with one more episode, whose tails are not known yet."""
+    def with_episode(self, one: Finished) -> _Committed:
+        """What it holds with one more episode, whose tails are not known yet. new: the rows of `meta` of all episodes
+        added so far."""
+        episode, sources = one.episode, self.sources
+        if episode.source not in sources:
+            sources = [*sources, episode.source]
+        frames, blocks = self.frames + episode.frames, self.blocks + len(episode.files["states"])
+        rows: dict[str, np.ndarray] = {
+            schema.ENDS: np.array([frames], np.int64),
+            "meta/episode_seeds": np.array([episode.seed], np.int64),
+            "meta/episode_blocks": np.array([blocks], np.int64),
+            "meta/episode_rooms": np.array([episode.room], np.int64),
+            "meta/episode_reasons": np.array([schema.END_REASONS.index(one.reason)], np.uint8),
+            "meta/episode_sources": np.array([sources.index(episode.source)], np.int32),
+            "meta/episode_ids": np.frombuffer(episode.identity, np.uint8)[None],
+            "meta/episode_seconds": np.array([one.seconds], np.float64),
+        }
         return _Committed(
             episodes=self.episodes + 1,
-            frames=self.frames + episode.frames,
-            blocks=self.blocks + len(episode.files["states"]),
+            frames=frames,
+            blocks=blocks,
             ids=self.ids | {episode.identity},
-            sources=self.sources if episode.source in self.sources else [*self.sources, episode.source],
+            sources=sources,
             keys=episode.keys,
             sizes=self.sizes,
+            new={name: np.concatenate([self.new.get(name, own[:0]), own]) for name, own in rows.items()},
         )
 
 

@@ -8,6 +8,7 @@ of the model.
 from __future__ import annotations
 
 import abc
+import ast
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -343,9 +344,7 @@ def make_action_map(name: str, **options: Any) -> ActionMap:
 
     Raises ActionError on an unknown name or option, naming the nearest known one.
     """
-    from sanawm_env.keys import Keys
-
-    maps: dict[str, type[ActionMap]] = {cls.name: cls for cls in (Twist, DiffDrive, Keys, Pose)}
+    maps = _maps()
     if name not in maps:
         raise ActionError(f"unknown action map {name!r}; {nearest(str(name), maps)}")
     known = [field.name for field in dataclasses.fields(maps[name])]
@@ -353,6 +352,24 @@ def make_action_map(name: str, **options: Any) -> ActionMap:
         if option not in known:
             raise ActionError(f"unknown option {option!r} of action map {name!r}; {nearest(option, known)}")
     return maps[name](**options)
+
+
+def _maps() -> dict[str, type[ActionMap]]:
+    from sanawm_env.keys import Keys
+
+    return {cls.name: cls for cls in (Twist, DiffDrive, Keys, Pose)}
+
+
+def read_action_map(text: str) -> ActionMap:
+    """The action map whose `repr` is `text`, as episode stores keep it. ActionError where it is none."""
+    try:
+        call = ast.parse(text, mode="eval").body
+        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
+        options = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
+        maps = {cls.__name__: name for name, cls in _maps().items()}
+        return make_action_map(maps[call.func.id], **options)
+    except (SyntaxError, AssertionError, KeyError, ValueError) as error:
+        raise ActionError(f"{text!r} is no action map, allowed is the repr of one; restore it.") from error
 
 
 def _check_at_least(chosen: ActionMap, positive: tuple[str, ...], *not_negative: str) -> None:

@@ -153,6 +153,11 @@ def description(name_or_path: str | Path = "rooms") -> dict[str, Any]:
     return _read_description(_folder(name_or_path))[0]
 
 
+def fingerprint(name_or_path: str | Path = "rooms") -> str:
+    """SHA-256 of what decides a bundle's frames, as `WorldModel.fingerprint` has it."""
+    return _read_description(_folder(name_or_path))[1]
+
+
 def empty_parts(config: WorldConfig) -> dict[str, nn.Module]:
     """The modules of a world, "denoiser" and "autoencoder", on the meta device: names and shapes, no memory."""
     with torch.device("meta"):

@@ -106,6 +106,8 @@ def parser() -> argparse.ArgumentParser:
     )
     _flags(convert, variant=str, revision=str, autoencoder=str)
     convert.set_defaults(flags=("source", "target", *convert.get_default("flags")))
+    generate = _command(commands, "generate", _generate, "episodes of a world in bulk; goes on where it was cut off")
+    _flags(generate, episodes=int, frames=int, seed=int, device=str, bundle=str, out=str)
     _stores(commands)
     _watching(commands)
     quantize = _command(
@@ -153,6 +155,14 @@ def _stores(commands: Any) -> None:
     load.add_argument("--licence", action="append", default=[], help="of the pictures, where it is no export of ours")
     load.add_argument("--synthetic", action="store_true", help="the pictures were generated; likewise")
     load.set_defaults(run=_import)
+    told = "make stored episodes again from bundle, seed and actions, and say whether their frames are the same"
+    replay = commands.add_parser("replay", help=told, description=told)
+    replay.add_argument("store", metavar="STORE")
+    replay.add_argument("--check", action="store_true", help="exit status 1 if a frame differs")
+    replay.add_argument("--episode", type=int, nargs="+", metavar="N", help="these alone, by their index in the store")
+    replay.add_argument("--bundle", metavar="BUNDLE", help="where it is, if not where its name says")
+    replay.add_argument("--device", metavar="DEVICE")
+    replay.set_defaults(run=_replay)
 
 
 def _watching(commands: Any) -> None:
@@ -335,6 +345,31 @@ def _teleop(options: argparse.Namespace) -> None:
     from sanawm_env.teleop import Teleop, run
 
     run(_build(Teleop, "teleop", options))
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from sanawm_env.generation.config import Generate
+    from sanawm_env.generation.run import generate
+    from sanawm_env.generation.summary import text
+
+    config = _build(Generate, "generate", options)
+    print(f"{text(generate(config))}\n{config.out / 'summary.png'} shows them")
+
+
+def _replay(options: argparse.Namespace) -> None:
+    from sanawm_env.generation.replay import replay
+
+    with _progress(f"replaying {options.store}", "episode") as progress:
+        results = replay(
+            options.store, episodes=options.episode, bundle=options.bundle, device=options.device, progress=progress
+        )
+    for one in results:
+        if one.difference or options.episode:
+            print(one.text())
+    different = sum(bool(one.difference) for one in results)
+    print(f"{options.store}: {len(results) - different} of {len(results)} episodes are the same, {different} differ")
+    if options.check and different:
+        sys.exit(1)
 
 
 @contextlib.contextmanager

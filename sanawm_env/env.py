@@ -122,8 +122,8 @@ class Worlds:
 
     @property
     def last_timing(self) -> dict[str, float]:
-        """Seconds of the last reset or step, and frames/s of the step over all worlds; kept out of `info`, which equal
-        runs share."""
+        """Seconds of the last reset or step, those in the model among them, and frames/s of the step over all worlds;
+        kept out of `info`, which equal runs share."""
         return dict(self._episodes.last_timing)
 
     @property

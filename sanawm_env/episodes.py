@@ -159,12 +159,14 @@ class Episodes:
             options = replace(options, scene=self.config.scene)
         task = self._task_for(options, slots)
         start = make_start(options, seeds, self.model.config, self.model.device)
+        rendered = time.perf_counter()
         columns = {TASK + name: rows for name, rows in task.begin(start.situations).items()}
         world, shown, own = self._begin(start, seeds, options)
+        opened = time.perf_counter() - rendered
         rows = fresh_rows(self.action_map.initial(len(seeds)), start.rooms) | columns | own
-        fresh = Running(world=world, rows=rows, task=task, scenes=rooms_of(start.rooms), **shown._asdict())
+        fresh = Running(world=world, rows=rows, task=task, scenes=start.geometry, **shown._asdict())
         self.running = fresh if slots is None else self.now.write(list(slots), fresh)
-        self.last_timing = {"reset_seconds": time.perf_counter() - began}
+        self.last_timing = {"reset_seconds": time.perf_counter() - began, "model_seconds": opened}
         return self._start_facts(start, task, list(range(self.batch)) if slots is None else list(slots))
 
     def _begin(self, start: Start, seeds: Sequence[int], options: ResetOptions) -> tuple[WorldState, Shown, Columns]:
@@ -196,13 +198,19 @@ class Episodes:
         poses, motion, told = self._steer(actions)
         judged, rows = judge(now, before, poses, fps)
         rows |= {"motion": motion, "velocity": body_velocity(poses[:, -2], poses[:, -1], fps)}
+        steered = time.perf_counter()
         world, shown, sound = self._step(now.world, poses)
+        stepped = time.perf_counter() - steered
         self.running = replace(now, world=world, rows=rows, **shown._asdict())
         if not sound.all():
             self.running, judged = drop_faulty(self.running, judged, sound)
         seconds = time.perf_counter() - began
         frames = poses.shape[0] * poses.shape[1]
-        self.last_timing = {"step_seconds": seconds, "frames_per_second": frames / seconds}
+        self.last_timing = {
+            "step_seconds": seconds,
+            "model_seconds": stepped,
+            "frames_per_second": frames / seconds,
+        }
         return self._outcome(judged, poses, told)
 
     def _steer(self, actions: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -248,6 +256,12 @@ class Episodes:
         )
         return forked
 
+    def select(self, rows: Sequence[int]) -> Episodes:
+        """These episodes alone, in this order; the others are untouched."""
+        chosen = copy.copy(self)
+        chosen.batch, chosen.running = len(rows), self.now.select(list(rows))
+        return chosen
+
     def snapshot(self, rng: Mapping[str, Any]) -> Snapshot:
         """A copy of all that the episodes are made of."""
         now = self.now
@@ -279,7 +293,10 @@ class Episodes:
         The array is the caller's own. Only what is asked for leaves the device.
         """
         frames = self.now.frames
-        return None if frames is None else np.array((frames[:, -1:] if last else frames).cpu().numpy())
+        if frames is None:
+            return None
+        shown = (frames[:, -1:] if last else frames).cpu().numpy()
+        return shown if frames.is_cuda else shown.copy()
 
     def observation(self) -> Any:
         """Observations as `spaces.observation_space` lays them out, B rows; None where nothing is decoded."""

@@ -50,6 +50,10 @@ class StorageError(SanaWMError, OSError):
     """A file or folder that cannot be written or read."""
 
 
+class WorkerError(SanaWMError, RuntimeError):
+    """A process that was to do part of a job and ended before it had."""
+
+
 class BackendError(SanaWMError, RuntimeError):
     """A kernel backend or precision that this machine cannot run."""
 

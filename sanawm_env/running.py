@@ -57,6 +57,17 @@ class Running:
             scenes=rooms_of(rows["room"]),
         )
 
+    def select(self, index: list[int]) -> Running:
+        """These episodes alone, in this order."""
+        return replace(
+            self,
+            world=self.world.select(index),
+            rows={name: kept[index] for name, kept in self.rows.items()},
+            frames=None if self.frames is None else self.frames[index],
+            latents=None if self.latents is None else self.latents[index],
+            scenes=None if self.scenes is None else self.scenes.select(index),
+        )
+
 
 class Shown(NamedTuple):
     """What there is to see of a chunk: `Running.frames` and `Running.latents`."""

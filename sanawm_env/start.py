@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CANDIDATES = 6
 ENOUGH_OBJECT = 0.04  # part of the first picture that furniture should cover for an interesting start
 NO_ROOM = -1
+TOGETHER = {"cpu": 1, "cuda": 64}  # first pictures that one call renders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ class ResetOptions:
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """Worlds about to start: images uint8 [B, H, W, 3], poses [B, 4, 4], intrinsics [B, 4], room seeds int64 [B] (-1
-    for a world without geometry), what a task may know of each, and the scene of those that start from a picture.
+    for a world without geometry) and the rooms themselves, what a task may know of each, and the scene of those that
+    start from a picture.
     """
 
     images: np.ndarray
@@ -48,6 +50,7 @@ class Start:
     rooms: np.ndarray
     situations: list[Situation]
     scene: Scene | None = None
+    geometry: Scenes | None = None
 
     @property
     def intrinsics_source(self) -> str:
@@ -153,6 +156,7 @@ def _from_rooms(
         intrinsics=np.tile(np.asarray(config.intrinsics, np.float32), (len(seeds), 1)),
         rooms=np.asarray(rooms, np.int64),
         situations=situations,
+        geometry=scenes,
     )
 
 
@@ -186,12 +190,12 @@ def _rendered(
 
     from sanawm_env.rooms import render
 
-    # On a CPU world by world: which worlds start together then cannot change a single grey level.
-    together = 1 if torch.device(device).type == "cpu" else 64
-    groups = [list(range(len(poses)))[first : first + together] for first in range(0, len(poses), together)]
+    # Always as many at a time: which worlds start together then cannot change a single grey level.
+    together = TOGETHER[torch.device(device).type]
+    groups = [np.arange(first, first + together) % len(poses) for first in range(0, len(poses), together)]
     seen = [
         render(
-            scenes.select(rows).to(device),
+            scenes.select(rows.tolist()).to(device),
             torch.from_numpy(poses[rows]).to(device),
             intrinsics,
             size,
@@ -201,13 +205,13 @@ def _rendered(
         for rows in groups
     ]
     pictures = np.concatenate([one.rgb.cpu().numpy() for one in seen])
-    return pictures, np.concatenate([one.instance.cpu().numpy() for one in seen])
+    return pictures[: len(poses)], np.concatenate([one.instance.cpu().numpy() for one in seen])[: len(poses)]
 
 
 def _pixels(instance: np.ndarray) -> dict[int, int]:
     """Pixels of each instance that covers at least a thousandth of the picture."""
-    numbers, counts = np.unique(instance, return_counts=True)
-    return {int(n): int(c) for n, c in zip(numbers, counts, strict=True) if c >= max(1, instance.size // 1000)}
+    counts = np.bincount(instance.ravel())
+    return {int(n): int(counts[n]) for n in np.flatnonzero(counts >= max(1, instance.size // 1000))}
 
 
 def _poses(given: Any, worlds: int) -> np.ndarray:

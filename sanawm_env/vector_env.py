@@ -98,6 +98,13 @@ class SanaWMVectorEnv(Worlds, VectorEnv[Any, Any, np.ndarray]):
         self._check_running()
         return self._episodes.observation(), masked(self._episodes.facts(), np.ones(self.num_envs, bool))
 
+    def select(self, worlds: Sequence[int]) -> SanaWMVectorEnv:
+        """These worlds alone as a vector environment, which goes on where they are; this one stays as it is."""
+        self._check_running()
+        if not worlds or not all(is_count(world + 1) and world < self.num_envs for world in worlds):
+            raise ConfigError(f"worlds are {list(worlds)}, allowed are one or more of 0 .. {self.num_envs - 1}.")
+        return self.of_episodes(self._episodes.select(worlds))
+
     def close_extras(self, **kwargs: Any) -> None:
         """Lets go of the worlds; the model stays with the process."""
         self._episodes.running = None

@@ -27,6 +27,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.store import BenchStore
     from sanawm_env.demo import DemoConfig
     from sanawm_env.evaluation.parity import EvalPrecisionParity
+    from sanawm_env.generation.config import Generate
     from sanawm_env.quantise import Quantize
     from sanawm_env.teleop import Teleop
     from sanawm_env.training.autoencoder import AutoencoderTraining
@@ -41,6 +42,7 @@ def config_classes() -> dict[str, type]:
         "bench_rooms": BenchRooms,
         "convert": Convert,
         "quantize": Quantize,
+        "generate": Generate,
         "eval_precision_parity": EvalPrecisionParity,
         "bench_sana_wm": BenchSanaWM,
         "bench_store": BenchStore,
@@ -60,15 +62,8 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "demo",
-        "teleop",
-        "eval_rooms",
-        "eval_precision_parity",
-        "bench_kernels",
-        "bench_logging",
-        "bench_rooms",
-        "bench_sana_wm",
-        "bench_store",
+        *("demo", "teleop", "eval_rooms", "eval_precision_parity", "generate"),
+        *("bench_kernels", "bench_logging", "bench_rooms", "bench_sana_wm", "bench_store"),
     ],
 )
 def test_yaml_shows_every_key(command: str) -> None:

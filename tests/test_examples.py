@@ -27,7 +27,7 @@ def run(arguments: list[str], cwd: Path) -> str:
 
 
 def test_there_are_examples() -> None:
-    assert {"01_first_steps.py", "02_fork_and_plan.py", RELEASED} <= set(EXAMPLES)
+    assert {"01_first_steps.py", "02_fork_and_plan.py", RELEASED, "04_generate_dataset.py"} <= set(EXAMPLES)
 
 
 @pytest.mark.slow

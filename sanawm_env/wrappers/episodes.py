@@ -62,10 +62,17 @@ class EpisodeLog(RunningEpisodes):
         self.dropped = DROPPED[keep]
         self.env, self.truth, self.licences, self.extra = env, truth, licences, extra
 
-    def start(self, info: Mapping[str, Any], worlds: Sequence[int]) -> None:
-        """A reset of these worlds. info: with a row a world."""
-        for world in worlds:
-            self._finish(world, "")
+    def start(
+        self,
+        info: Mapping[str, Any],
+        worlds: Sequence[int],
+        seconds: float,
+        identities: Sequence[bytes | None] | None = None,
+    ) -> None:
+        """A reset of these worlds. info: with a row a world. seconds: that it took. identities: of their episodes, as
+        `EpisodeWriter.begin` takes them."""
+        self.finish(dict.fromkeys(worlds, ""))
+        for world, identity in zip(worlds, identities or [None] * len(worlds)):
             told = {key: rows[world] for key, rows in info.items() if not key.startswith("_")}
             rows, room = self._kept(start_rows(told)), int(told["room"])
             if self.truth and room < 0:
@@ -74,23 +81,30 @@ class EpisodeLog(RunningEpisodes):
                 seen = self._seen(room, rows["start_poses"][None], rows["start_intrinsics"])
                 rows |= {f"start_{key}": values[0] for key, values in seen.items()}
             source = provenance(self.env, told, licences=self.licences, extra=self.extra)
-            share = self.env.last_timing["reset_seconds"] / len(worlds)
-            self.begin(world, rows, share, seed=int(told["seed"]), room=room, provenance=source)
+            self.begin(
+                world,
+                rows,
+                seconds / len(worlds),
+                seed=int(told["seed"]),
+                room=room,
+                provenance=source,
+                identity=identity,
+            )
 
-    def step(self, info: Mapping[str, Any], actions: Any) -> None:
-        """A step of all worlds. info, actions: with a row a world."""
+    def step(self, info: Mapping[str, Any], actions: Any, seconds: float) -> None:
+        """A step of all worlds. info, actions: with a row a world. seconds: that it took."""
         running = sorted(self._running)
         if not running:
             return
         poses = np.stack([self._running[world].pose for world in running])
         used = used_actions(self.env, np.asarray(actions)[running], poses)
-        seconds = self.env.last_timing["step_seconds"]
         for world, action in zip(running, used):
             one = self._running[world]
             rows = step_rows(info, action, one.intrinsics, seconds, world)
             if self.truth:
                 rows |= self._seen(one.room, rows["poses"], one.intrinsics)
-            self.append(world, self._kept(rows), seconds / len(info["poses"]), end_reason(info, world))
+            self.append(world, self._kept(rows), seconds / len(info["poses"]))
+        self.finish({world: reason for world in running if (reason := end_reason(info, world))})
 
     def keep_state(self) -> None:
         """Keeps the state of the only world beside its episode; LifecycleError when none is running."""
@@ -121,13 +135,15 @@ class StoreEpisodes(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """A reset of the environment, which begins an episode of the store."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self.log.start({key: [value] for key, value in info.items()}, [0])
+        seconds = self.log.env.last_timing["reset_seconds"]
+        self.log.start({key: [value] for key, value in info.items()}, [0], seconds)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """A step of the environment, kept unless the episode has ended before."""
         result = self.env.step(action)
-        self.log.step({key: [value] for key, value in result[4].items()}, np.asarray(action)[None])
+        seconds = self.log.env.last_timing["step_seconds"]
+        self.log.step({key: [value] for key, value in result[4].items()}, np.asarray(action)[None], seconds)
         return result
 
     def keep_state(self) -> None:
@@ -154,13 +170,14 @@ class StoreVectorEpisodes(VectorWrapper):
     ) -> tuple[Any, dict[str, Any]]:
         """A reset of all worlds, or of those that options["reset_mask"] names."""
         observation, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        self.log.start(info, np.flatnonzero(info["_seed"]).tolist())
+        worlds = np.flatnonzero(info["_seed"]).tolist()
+        self.log.start(info, worlds, self.log.env.last_timing["reset_seconds"])
         return observation, info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """A step of all worlds; those that have ended before are left out of the store until they are reset."""
         result = self.env.step(actions)
-        self.log.step(result[4], actions)
+        self.log.step(result[4], actions, self.log.env.last_timing["step_seconds"])
         return result
 
     def close(self, **kwargs: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ def start_rows(info: Mapping[str, Any], world: int | None = None) -> Rows:
     return {
         # Of some worlds of a batch, a reset shows the picture as often as the others have frames.
         "start_frames": np.array(frames[0]),
+        "start_frame_digests": digests(frames[:1])[0],
         "start_poses": np.array(told["poses"][0], np.float64),
         "start_intrinsics": np.array(told["intrinsics"], np.float32),
         **({"start_latents": np.array(told["latents"][0])} if "latents" in told else {}),
@@ -43,6 +45,7 @@ def step_rows(
     ended = np.arange(count) == told["end_index"]
     return {
         "frames": frames.copy(),
+        "frame_digests": digests(frames),
         "poses": np.array(told["poses"], np.float64),
         "intrinsics": np.tile(np.asarray(intrinsics, np.float32), (count, 1)),
         "actions": np.array(actions, np.float32),
@@ -53,6 +56,12 @@ def step_rows(
         "step_seconds": np.full(count, seconds, np.float32),
         **({"latents": _finite(told["latents"])[None]} if "latents" in told else {}),
     }
+
+
+def digests(frames: np.ndarray) -> np.ndarray:
+    """int64 [T] that stand for the pixels of frames uint8 [T, H, W, 3], whatever a picture codec does to them."""
+    hashed = [hashlib.sha256(np.ascontiguousarray(frame).data).digest()[:8] for frame in frames]
+    return np.array([int.from_bytes(one, "little", signed=True) for one in hashed], np.int64)
 
 
 def end_reason(info: Mapping[str, Any], world: int | None = None) -> str:

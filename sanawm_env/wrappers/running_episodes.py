@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from sanawm_env.datasets.open_episode import OpenEpisode
 from sanawm_env.datasets.provenance import StoreInfo
-from sanawm_env.datasets.writer import EpisodeWriter
+from sanawm_env.datasets.writer import EpisodeWriter, Finished
 
 Rows = dict[str, np.ndarray]
 
@@ -36,10 +37,10 @@ class RunningEpisodes:
     def begin(self, world: int, start: Rows, seconds: float, *, room: int = -1, **facts: Any) -> None:
         """A new episode of a world. start: arrays of `start`. seconds: that the reset took. facts: as
         `EpisodeWriter.begin` takes them."""
-        self._finish(world, "")
+        self.finish({world: ""})
         self._running[world] = RunningEpisode(self.writer.begin(start, room=room, **facts), room, start, seconds)
 
-    def append(self, world: int, rows: Rows, seconds: float, reason: str) -> None:
+    def append(self, world: int, rows: Rows, seconds: float, reason: str = "") -> None:
         """A step of a world. rows: arrays of `data`. seconds: that it took. reason: why the episode ends with it, ""
         while it goes on."""
         one = self._running[world]
@@ -47,7 +48,12 @@ class RunningEpisodes:
         one.seconds += seconds
         one.episode.append(rows)
         if reason:
-            self._finish(world, reason)
+            self.finish({world: reason})
+
+    def select(self, worlds: Sequence[int]) -> None:
+        """Goes on with these worlds alone, which are 0, 1, ... from now on; the episodes of the others are cut off."""
+        self.finish(dict.fromkeys(set(self._running) - set(worlds), ""))
+        self._running = {new: self._running[old] for new, old in enumerate(worlds) if old in self._running}
 
     def running(self, world: int) -> bool:
         """Whether an episode of this world is open."""
@@ -56,13 +62,22 @@ class RunningEpisodes:
     def close(self) -> None:
         """Commits what is running and closes the store; may be called again."""
         if self.writer.open:
-            for world in sorted(self._running):
-                self._finish(world, "")
+            self.finish(dict.fromkeys(sorted(self._running), ""))
             self.writer.close()
 
-    def _finish(self, world: int, reason: str) -> None:
-        one = self._running.pop(world, None)
-        if one is not None and one.episode.frames:
-            one.episode.commit(reason=reason, seconds=one.seconds)
-        elif one is not None:
-            one.episode.abort()
+    def accept(self, one: RunningEpisode, reason: str) -> bool:
+        """Whether an episode that is over is kept; every one is, unless a subclass has another opinion."""
+        return True
+
+    def finish(self, over: Mapping[int, str]) -> None:
+        """Commits the episodes of these worlds together, each with the reason of its end; those without a step are
+        dropped."""
+        finished = []
+        for world, reason in over.items():
+            one = self._running.pop(world, None)
+            if one is not None and one.episode.frames and self.accept(one, reason):
+                finished.append(Finished(episode=one.episode, reason=reason, seconds=one.seconds))
+            elif one is not None:
+                one.episode.abort()
+        if finished:
+            self.writer.commit(finished)

@@ -14,7 +14,7 @@ import torch
 
 import sanawm_env
 from sanawm_env.env import SanaWMEnv
-from sanawm_env.errors import ActionError
+from sanawm_env.errors import ActionError, ConfigError
 from sanawm_env.snapshot import Snapshot
 from sanawm_env.testing import EnvironmentContract, assert_same
 from sanawm_env.vector_env import SanaWMVectorEnv
@@ -267,3 +267,19 @@ def test_the_environments_run_on_a_gpu() -> None:
     vector.step(np.zeros((3, 2)))
     vector.reset(options={"reset_mask": np.array([False, True, False])})
     assert vector.step(np.zeros((3, 2)))[4]["frame"].tolist() == [16, 8, 16]
+
+
+def test_some_worlds_of_a_batch_go_on_alone(tiny_model: WorldModel) -> None:
+    whole = SanaWMVectorEnv(3, tiny_model, task="drive", frames="all")
+    whole.reset(seed=[4, 5, 6])
+    action = np.full((3, 2), 0.3, np.float32)
+    whole.step(action)
+    some = whole.select([2, 0])
+    expected = whole.step(action)
+    got = some.step(action[:2])
+    np.testing.assert_array_equal(got[0], expected[0][[2, 0]])
+    np.testing.assert_array_equal(got[4]["frames"], expected[4]["frames"][[2, 0]])
+    assert some.num_envs == 2 and some.last_output[0].shape[:2] == (2, whole.frames_per_step)
+    for wrong in ([], [3], [-1]):
+        with pytest.raises(ConfigError, match=r"allowed are one or more of 0 \.\. 2"):
+            whole.select(wrong)

@@ -1,0 +1,179 @@
+"""What moves the worlds: paths drawn ahead, as a robot or a hand would make them, or a policy that sees frames."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from typing import Any, Protocol
+
+import numpy as np
+
+from sanawm_env.actions import make_action_map
+from sanawm_env.errors import ConfigError, nearest
+from sanawm_env.generation.config import Generate
+from sanawm_env.generation.plan import Plan
+from sanawm_env.model.config import WorldConfig
+
+Policy = Callable[[Any], Any]
+Paths = tuple[np.ndarray, np.ndarray]  # start poses [n, 4, 4], actions float32 [n, frames, 6]
+GROUPS_AHEAD = 3
+
+
+class Explorer(Protocol):
+    """Gives a batch of worlds their actions. action_mode: as of an environment."""
+
+    action_mode: str
+
+    def expect(self, plans: Sequence[Plan]) -> None:
+        """These episodes will begin, in this order."""
+
+    def begin(self, slots: Sequence[int], plans: Sequence[Plan]) -> np.ndarray | None:
+        """Episodes begin in these slots; where their cameras start [n, 4, 4], None for the world's own choice."""
+
+    def act(self, observation: Any, slots: int) -> np.ndarray:
+        """Actions float32 of the coming step, with a row a slot; any for a slot in which no episode has begun."""
+
+    def select(self, slots: Sequence[int]) -> None:
+        """Goes on with these slots alone, which are 0, 1, ... from now on."""
+
+
+def make_explorer(config: Generate, world: WorldConfig, planner: Executor | None) -> Explorer:
+    """The explorer of a job. planner: as of `PathExplorer`. ConfigError: a kind of path that the action map cannot
+    take, a policy that is none."""
+    if config.policy is not None:
+        return PolicyExplorer(find_policy(config.policy), config.action_mode)
+    return PathExplorer(config, world, planner)
+
+
+def kinds_for(config: Generate) -> dict[str, float]:
+    """Kinds of path for the job's action map, and how often each is drawn."""
+    from sanawm_env.rooms.trajectories import ACTION_MAPS, MIXTURE
+
+    fitting = {kind: share for kind, share in MIXTURE.items() if ACTION_MAPS[kind] == config.action_map}
+    if config.kind is None and fitting:
+        return fitting
+    if config.kind not in fitting:
+        maps = sorted(set(ACTION_MAPS.values()))
+        told = nearest(str(config.kind), fitting) if fitting else f"paths are for {' and '.join(maps)}, name a policy."
+        raise ConfigError(f"kind is {config.kind!r} and action_map {config.action_map!r}; {told}")
+    return {config.kind: 1.0}
+
+
+def draw_paths(plans: Sequence[Plan], kinds: dict[str, float], frames: int, fps: float) -> Paths:
+    """Start poses [n, 4, 4] and actions float32 [n, frames, 6] of these episodes, each a function of its own plan.
+
+    An episode that starts from a picture takes the actions of a path through a room that is not its own.
+    """
+    from sanawm_env.rooms import sample_scenes, sample_trajectories
+
+    weights = np.cumsum(list(kinds.values())) / sum(kinds.values())
+    drawn = [np.random.default_rng([one.path_seed, 1]).random() for one in plans]
+    chosen = [list(kinds)[int(np.searchsorted(weights, value, side="right"))] for value in drawn]
+    starts, actions = np.empty((len(plans), 4, 4)), np.empty((len(plans), frames, 6), np.float32)
+    scenes = sample_scenes([one.path_seed if one.room is None else one.room for one in plans])
+    for kind in sorted(set(chosen)):
+        rows = [row for row, own in enumerate(chosen) if own == kind]
+        seeds = [plans[row].path_seed for row in rows]
+        paths = sample_trajectories(scenes.select(rows), seeds, frames, fps, kind)
+        starts[rows], actions[rows] = paths.poses[:, 0], paths.actions
+    return starts, actions
+
+
+class PathExplorer:
+    """Drives along paths of `rooms.trajectories`, which keep clear of walls and furniture.
+
+    planner: processes that draw paths ahead of their episodes, a group at a time; the first group, which cannot wait
+    for them to start, and all of them with None, are drawn here. A path is the same in any group.
+    """
+
+    action_mode = "per_frame"
+
+    def __init__(self, config: Generate, world: WorldConfig, planner: Executor | None) -> None:
+        self.kinds, self.fps, self.frames = kinds_for(config), world.fps, world.frames_per_chunk
+        self.steps = math.ceil(config.frames / self.frames)
+        self.columns = make_action_map(config.action_map).size
+        self.group, self.planner = config.batch, planner
+        self._started = False
+        self._expected: deque[Plan] = deque()
+        self._drawing: deque[tuple[list[Plan], Future[Paths]]] = deque()
+        self._drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # start pose and actions by episode
+        self._actions: list[np.ndarray] = []  # [steps, F, A] of each slot
+        self._step = np.zeros(0, int)
+
+    def expect(self, plans: Sequence[Plan]) -> None:
+        self._expected.extend(plans)
+        self._draw_ahead()
+
+    def begin(self, slots: Sequence[int], plans: Sequence[Plan]) -> np.ndarray | None:
+        missing = max(slots) + 1 - len(self._actions)
+        self._actions += [np.zeros((self.steps, self.frames, self.columns), np.float32)] * missing
+        self._step = np.concatenate([self._step, np.zeros(max(missing, 0), int)])
+        starts = []
+        for slot, one in zip(slots, plans):
+            start, actions = self._take(one.number)
+            self._actions[slot] = actions.reshape(self.steps, self.frames, -1)[..., : self.columns]
+            self._step[slot] = 0
+            starts.append(start)
+        return np.stack(starts) if plans[0].room is not None else None
+
+    def act(self, observation: Any, slots: int) -> np.ndarray:
+        taken = [own[step % self.steps] for own, step in zip(self._actions, self._step)]
+        self._step += 1
+        return np.stack(taken + [np.zeros_like(taken[0])] * (slots - len(taken)))
+
+    def select(self, slots: Sequence[int]) -> None:
+        self._actions, self._step = [self._actions[slot] for slot in slots], self._step[list(slots)]
+
+    def _take(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        while number not in self._drawn:
+            plans, future = self._drawing.popleft()
+            self._drawn |= {one.number: own for one, own in zip(plans, zip(*future.result()))}
+            self._draw_ahead()
+        return self._drawn.pop(number)
+
+    def _draw_ahead(self) -> None:
+        while self._expected and len(self._drawing) < (1 if self.planner is None else GROUPS_AHEAD):
+            plans = [self._expected.popleft() for _ in range(min(self.group, len(self._expected)))]
+            task = (plans, self.kinds, self.steps * self.frames, self.fps)
+            if self.planner is not None and self._started:
+                self._drawing.append((plans, self.planner.submit(draw_paths, *task)))
+                continue
+            drawn: Future[Paths] = Future()
+            drawn.set_result(draw_paths(*task))
+            self._started = True
+            self._drawing.append((plans, drawn))
+
+
+class PolicyExplorer:
+    """Asks a policy. An episode depends on its plan alone as long as the policy looks at each row by itself."""
+
+    def __init__(self, policy: Policy, action_mode: str) -> None:
+        self.policy, self.action_mode = policy, action_mode
+
+    def expect(self, plans: Sequence[Plan]) -> None:
+        return None
+
+    def begin(self, slots: Sequence[int], plans: Sequence[Plan]) -> np.ndarray | None:
+        return None
+
+    def act(self, observation: Any, slots: int) -> np.ndarray:
+        return np.asarray(self.policy(observation), np.float32)
+
+    def select(self, slots: Sequence[int]) -> None:
+        return None
+
+
+def find_policy(name: str) -> Policy:
+    """The callable that `module:callable` names. ConfigError where there is none."""
+    module, colon, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute) if colon else None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"policy {name!r} cannot be imported ({error}); name it as module:callable.") from error
+    if not callable(found):
+        raise ConfigError(f"policy {name!r} is no callable; name it as module:callable.")
+    policy: Policy = found
+    return policy

@@ -1,0 +1,224 @@
+"""One worker: a model, a folder of its own to write to, and the loop in which episodes join and leave a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from sanawm_env import bundle
+from sanawm_env.errors import ConfigError
+from sanawm_env.generation.background import Background
+from sanawm_env.generation.config import Generate
+from sanawm_env.generation.explorers import Explorer, make_explorer
+from sanawm_env.generation.filters import measure
+from sanawm_env.generation.plan import Plan, plan
+from sanawm_env.generation.record import Line
+from sanawm_env.generation.recorder import Recorder
+from sanawm_env.placement import find_device
+from sanawm_env.vector_env import SanaWMVectorEnv
+from sanawm_env.world import WorldModel
+
+Timing = dict[str, float]
+PLANNERS = 2  # processes that draw paths ahead for one GPU
+
+
+class Worker:
+    """Makes episodes of a job. A context manager; its end closes the folder's store.
+
+    folder: of its store and record, which it alone writes. device: takes the place of the config's. done: called with
+    the record's line of each episode, from another thread.
+    """
+
+    def __init__(
+        self,
+        config: Generate,
+        folder: Path,
+        *,
+        device: str | None = None,
+        model: WorldModel | None = None,
+        done: Callable[[Line], object] = lambda line: None,
+    ) -> None:
+        self.config, self.folder, self.done = config, folder, done
+        self.prompts: Any = None
+        # Their processes start while the model is read.
+        self._planner = _planner(config, device, model)
+        if model is None:
+            model, self.prompts = open_model(config, device)
+        self.model = model
+        self._recorder: Recorder | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the store; an episode that is not over leaves nothing."""
+        if self._recorder is not None:
+            self._recorder.close()
+        if self._planner is not None:
+            self._planner.shutdown(cancel_futures=True)
+
+    def run(self, numbers: Sequence[int]) -> Timing:
+        """Makes these episodes, and returns once they are stored.
+
+        Seconds: of all ("wall"), in `world.step` ("step"), in `world.initial` ("start"), drawing paths or waiting for
+        them ("paths"), waiting for what is written ("waiting").
+        """
+        plans = [plan(self.config, number) for number in numbers]
+        explorer = make_explorer(self.config, self.model.config, self._planner)
+        explorer.expect(plans)
+        with threads(self.model.device, self.config.threads):
+            began = time.perf_counter()
+            # On a GPU the size of a batch decides how the decoder rounds, so there it never changes.
+            fixed = self.model.device.type != "cpu"
+            worlds = self.config.batch if fixed else min(self.config.batch, len(numbers))
+            env = self._make(worlds, explorer.action_mode)
+            if self._recorder is None:
+                self._recorder = Recorder(env, self.folder, self.config, self.done)
+            with Background(self.config.queue) as writing:
+                batch = Batch(env, explorer, self._recorder, writing, fixed=fixed)
+                batch.run(deque(plans))
+        wall = time.perf_counter() - began
+        return {"wall": wall, **batch.spent, "waiting": writing.waited, "episodes": float(len(numbers))}
+
+    def _make(self, worlds: int, action_mode: str) -> SanaWMVectorEnv:
+        config = self.config
+        return SanaWMVectorEnv(
+            worlds,
+            self.model,
+            frames="all",
+            task=config.task,
+            horizon=config.frames,
+            action_map=config.action_map,
+            action_options=config.action_options,
+            action_mode=action_mode,
+            observation=config.observation,
+            prompts=self.prompts,
+        )
+
+
+class Batch:
+    """Worlds that step together, each in an episode of its own. fixed: keeps worlds that nothing waits for. spent:
+    seconds in the model."""
+
+    def __init__(
+        self, env: SanaWMVectorEnv, explorer: Explorer, recorder: Recorder, writing: Background, *, fixed: bool
+    ) -> None:
+        self.fixed = fixed
+        self.env, self.explorer, self.recorder, self.writing = env, explorer, recorder, writing
+        self.spent: Timing = {"step": 0.0, "start": 0.0, "paths": 0.0, "frames": 0.0}
+        self._observation: Any = None
+
+    def run(self, waiting: deque[Plan]) -> None:
+        """Steps until no episode is running and none is waiting; a slot that is free takes the next one."""
+        free = set(range(self.env.num_envs))
+        while waiting or len(free) < self.env.num_envs:
+            slots = sorted(free)[: len(waiting)]
+            self._begin(slots, [waiting.popleft() for _ in slots], whole=len(free) == self.env.num_envs)
+            free -= set(slots)
+            if free and not self.fixed:
+                self._drop(free)
+                free = set()
+            free |= set(np.flatnonzero(self._step()).tolist())
+
+    def _begin(self, slots: Sequence[int], plans: Sequence[Plan], *, whole: bool) -> None:
+        """Episodes begin in free slots; those in pictures one scene at a time. whole: no world is in an episode."""
+        for number, scene in enumerate(sorted({one.scene for one in plans}, key=str)):
+            rows = [row for row, one in enumerate(plans) if one.scene == scene]
+            # Then every world starts, a copy where no episode does: worlds of one age are computed as one batch.
+            fill = whole and number == 0
+            self._reset([slots[row] for row in rows], [plans[row] for row in rows], first=fill)
+
+    def _reset(self, slots: Sequence[int], plans: Sequence[Plan], *, first: bool) -> None:
+        mask = np.zeros(self.env.num_envs, bool)
+        mask[list(slots)] = True
+        own = dict(zip(slots, plans))
+        members = [own.get(slot, plans[0]) for slot in range(self.env.num_envs) if first or mask[slot]]
+        began = time.perf_counter()
+        poses = self.explorer.begin(slots, plans)
+        self.spent["paths"] += time.perf_counter() - began
+        options: dict[str, Any] = {"scene": plans[0].scene}
+        if plans[0].room is not None:
+            options["scene"] = [one.room for one in members]
+        if poses is not None:
+            where = dict(zip(slots, poses))
+            options["pose"] = np.stack([where.get(slot, poses[0]) for slot in range(len(mask)) if first or mask[slot]])
+        if not first:
+            options["reset_mask"] = mask
+        seeds = [own[slot].seed if slot in own else plans[0].seed if first else None for slot in range(len(mask))]
+        self._observation, info = self.env.reset(seed=seeds, options=options)
+        timing = self.env.last_timing
+        self.spent["start"] += timing["model_seconds"]
+        self.writing.submit(self.recorder.begin_planned, info, list(slots), list(plans), timing["reset_seconds"])
+
+    def _drop(self, free: Set[int]) -> None:
+        """Goes on without slots that nothing waits for."""
+        kept = [slot for slot in range(self.env.num_envs) if slot not in free]
+        self.env = self.env.select(kept)
+        self.explorer.select(kept)
+        self._observation = self.env.observe()[0]
+        self.writing.submit(self.recorder.select, kept)
+
+    def _step(self) -> np.ndarray:
+        """One step of all worlds; which of them are over [B]."""
+        actions = self.explorer.act(self._observation, self.env.num_envs)
+        self._observation, _, terminated, truncated, info = self.env.step(actions)
+        timing, measured = self.env.last_timing, measure(*self.env.last_output)
+        self.spent["step"] += timing["model_seconds"]
+        self.spent["frames"] += float(np.sum(info["valid_frames"]))
+        self.writing.submit(self.recorder.add, info, actions, timing["step_seconds"], measured)
+        over: np.ndarray = terminated | truncated
+        return over
+
+
+def _planner(config: Generate, device: str | None, model: WorldModel | None) -> ProcessPoolExecutor | None:
+    """Processes that draw paths ahead for a GPU; on a CPU the worlds need every core themselves."""
+    where = find_device(config.device if device is None else device) if model is None else model.device
+    if where.type == "cpu" or config.policy is not None:
+        return None
+    # spawn: a forked child of a process that uses CUDA cannot be trusted.
+    planner = ProcessPoolExecutor(PLANNERS, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
+    planner.submit(torch.get_num_threads)
+    return planner
+
+
+def open_model(config: Generate, device: str | None = None) -> tuple[WorldModel, Any]:
+    """The job's model on a device, and what reads prompts for it (None for one that reads none)."""
+    where = config.device if device is None else device
+    if config.sana_wm is None:
+        model, prompts = bundle.load(config.bundle, device=where, precision=config.precision), None
+    else:
+        from sanawm_env.sana_wm import open_sana_wm
+
+        model, prompts = open_sana_wm(**{"device": where, "precision": config.precision, **config.sana_wm})
+    if prompts is None and model.reads_text:
+        raise ConfigError(
+            f"bundle {config.bundle!r} reads text; name its release under sana_wm (sana_wm.open_sana_wm)."
+        )
+    return model, prompts
+
+
+@contextlib.contextmanager
+def threads(device: torch.device, count: int) -> Iterator[None]:
+    """On a CPU, torch computes with so many threads: they decide how sums are rounded. What is left to the CPU beside a
+    GPU is too little to share."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count if device.type == "cpu" else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
