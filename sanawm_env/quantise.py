@@ -22,7 +22,6 @@ from sanawm_env.model.quantised import (
     weight_bytes,
 )
 from sanawm_env.placement import Placement, find_device
-from sanawm_env.requirements import executions
 from sanawm_env.rooms import render, sample_scenes, sample_trajectories
 from sanawm_env.world import WorldModel, initial, step
 
@@ -93,6 +92,9 @@ def run(config: Quantize) -> dict[str, Any]:
     bytes of the denoiser's weights with the others in bf16, their share of a denoiser in bf16, and what would run it
     here. BundleError: the source is quantised, or `out` holds something.
     """
+    # What a machine can run is asked of all of the package, which a bare GPU machine may lack parts of.
+    from sanawm_env.requirements import executions
+
     bundle.check_target(config.out, config.replace)
     told = bundle.description(config.bundle)
     if "quantisation" in told:

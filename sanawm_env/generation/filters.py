@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sanawm_env.evaluation.pictures import contrast, sharpness
 from sanawm_env.generation.config import Filters
 from sanawm_env.model.config import WorldConfig
 
@@ -27,21 +28,6 @@ class Measured:
     contrast: np.ndarray
     sharpness: np.ndarray
     latents: np.ndarray | None = None
-
-
-def contrast(frames: Tensor) -> Tensor:
-    """Standard deviation of the grey levels of pictures uint8 [..., H, W, 3]: float64 [...]; 0 for a blank one."""
-    grey = _three_greys(frames).flatten(-2)
-    count = grey.shape[-1]
-    return (count * (grey * grey).sum(-1) - grey.sum(-1) ** 2).double().sqrt() / (3 * count)
-
-
-def sharpness(frames: Tensor) -> Tensor:
-    """Mean difference in grey levels between neighbours in pictures uint8 [..., H, W, 3]: float64 [...]."""
-    grey = _three_greys(frames)
-    across, down = grey.diff(dim=-1).abs(), grey.diff(dim=-2).abs()
-    sides = across.shape[-2] * across.shape[-1] + down.shape[-2] * down.shape[-1]
-    return (across.sum((-2, -1)) + down.sum((-2, -1))).double() / (3 * sides)
 
 
 def latent_statistics(latents: Tensor) -> Tensor:
@@ -100,11 +86,6 @@ def reasons(scores: Mapping[str, float | None], limits: Filters) -> list[str]:
 def _is_beyond(scores: Mapping[str, float | None], limits: Filters, name: str, sign: int) -> bool:
     score, limit = scores.get(name), getattr(limits, name)
     return score is not None and limit is not None and sign * score > sign * limit
-
-
-def _three_greys(frames: Tensor) -> Tensor:
-    """Three times the grey level, as whole numbers."""
-    return frames.sum(-1, dtype=torch.int64)
 
 
 class Scores:

@@ -9,13 +9,6 @@ from sanawm_env.evaluation.metrics import psnr
 from sanawm_env.rigid import vector_from_rotation
 
 
-def sharpness(frames: np.ndarray) -> np.ndarray:
-    """Mean difference of grey levels between neighbours in frames uint8 [T, H, W, 3]: [T]."""
-    grey = frames.sum(axis=-1, dtype=np.int16)
-    across, down = (np.abs(np.diff(grey, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
-    return np.asarray((across + down) / 6)
-
-
 def fidelity(frames: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
     """PSNR of frames to the truth, both uint8 [T, H, W, 3]."""
     return {"PSNR (dB)": psnr(torch.as_tensor(frames), torch.as_tensor(truth)).numpy()}

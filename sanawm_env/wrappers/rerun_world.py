@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from sanawm_env.env import Worlds
 from sanawm_env.errors import ConfigError
-from sanawm_env.wrappers.indicators import fidelity, pose_distance, sharpness
+from sanawm_env.evaluation.pictures import sharpness
+from sanawm_env.wrappers.indicators import fidelity, pose_distance
 from sanawm_env.wrappers.memory_probe import MemoryProbe
 from sanawm_env.wrappers.rerun_recording import INFO, WARN, Event, Recording, Rollout
 from sanawm_env.wrappers.rollouts import ROW_PLOTS, SECONDS, TIMING, picture_plots, row_plots
@@ -55,7 +57,7 @@ class LoggedWorld:
         self.pose, self.score, self.over = begun["start_poses"], 0.0, False
         self.first_latents: tuple[np.ndarray, np.ndarray] | None = None
         frames = begun["start_frames"][None]
-        self.first_sharpness = float(sharpness(frames)[0])
+        self.first_sharpness = float(sharpness(torch.as_tensor(frames[:1])))
         told = f"episode {self.episodes}: seed {info['seed']}, room {self.room}; {info['instruction'] or 'no task'}"
         self.episodes += 1
         plots: dict[str, dict[str, Any]] = {

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from sanawm_env.datasets.provenance import StoreInfo
 from sanawm_env.errors import ConfigError
-from sanawm_env.wrappers.indicators import fidelity, pose_distance, sharpness
+from sanawm_env.evaluation.pictures import sharpness
+from sanawm_env.wrappers.indicators import fidelity, pose_distance
 from sanawm_env.wrappers.rerun_layout import Contents
 from sanawm_env.wrappers.rerun_recording import INFO, WARN, Event, Recording, Rollout
 from sanawm_env.wrappers.rerun_sink import Sink
@@ -35,7 +37,9 @@ class Finished:
 
 def picture_plots(frames: np.ndarray, first_sharpness: float) -> dict[str, dict[str, np.ndarray]]:
     """Plots of frames uint8 [T, H, W, 3]. first_sharpness: of the episode's first frame."""
-    return {"sharpness": {"of the first frame's": sharpness(frames) / max(first_sharpness, 1e-6)}}
+    return {
+        "sharpness": {"of the first frame's": sharpness(torch.as_tensor(frames)).numpy() / max(first_sharpness, 1e-6)}
+    }
 
 
 def row_plots(
@@ -56,7 +60,9 @@ def of_episode(rows: Rows, info: StoreInfo, reason: str = "") -> Rollout:
     reason: why it has ended, "" where it went on.
     """
     frames = _whole(rows, "frames")
-    plots: dict[str, Any] = row_plots(rows, info.action_columns, info.action_units, float(sharpness(frames[:1])[0]))
+    plots: dict[str, Any] = row_plots(
+        rows, info.action_columns, info.action_units, float(sharpness(torch.as_tensor(frames[:1])))
+    )
     if "step_seconds" in rows:
         plots[TIMING] = {SECONDS: rows["step_seconds"]}
     told = f"ended: {reason}" if reason else "stopped while it went on"

@@ -1,0 +1,26 @@
+"""Numbers about pictures alone, which need no truth beside them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def contrast(frames: Tensor) -> Tensor:
+    """Standard deviation of the grey levels of pictures uint8 [..., H, W, 3]: float64 [...]; 0 for a blank one."""
+    grey = _three_greys(frames).flatten(-2)
+    count = grey.shape[-1]
+    return (count * (grey * grey).sum(-1) - grey.sum(-1) ** 2).double().sqrt() / (3 * count)
+
+
+def sharpness(frames: Tensor) -> Tensor:
+    """Mean difference in grey levels between neighbours in pictures uint8 [..., H, W, 3]: float64 [...]."""
+    grey = _three_greys(frames)
+    across, down = grey.diff(dim=-1).abs(), grey.diff(dim=-2).abs()
+    sides = across.shape[-2] * across.shape[-1] + down.shape[-2] * down.shape[-1]
+    return (across.sum((-2, -1)) + down.sum((-2, -1))).double() / (3 * sides)
+
+
+def _three_greys(frames: Tensor) -> Tensor:
+    """Three times the grey level, as whole numbers."""
+    return frames.sum(-1, dtype=torch.int64)
