@@ -357,18 +357,14 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from sanawm_env.generation.replay import replay
+    from sanawm_env.generation.replay import replay, summary
 
     with _progress(f"replaying {options.store}", "episode") as progress:
         results = replay(
             options.store, episodes=options.episode, bundle=options.bundle, device=options.device, progress=progress
         )
-    for one in results:
-        if one.difference or options.episode:
-            print(one.text())
-    different = sum(bool(one.difference) for one in results)
-    print(f"{options.store}: {len(results) - different} of {len(results)} episodes are the same, {different} differ")
-    if options.check and different:
+    print(summary(results))
+    if options.check and any(one.difference for one in results):
         sys.exit(1)
 
 

@@ -82,6 +82,13 @@ def replay(
     return sorted(results, key=lambda one: wanted.index(one.episode))
 
 
+def summary(results: Sequence[Replayed]) -> str:
+    """A line for each episode that differs, and how many there are."""
+    different = [one.text() for one in results if one.difference]
+    count = f"{len(results) - len(different)} of {len(results)} episodes are the same, {len(different)} differ"
+    return "\n".join([*different, count])
+
+
 def _model(bundle: Any, fingerprint: str, precision: str, device: str | None) -> WorldModel:
     model = bundles.open_model(bundle, device, precision)  # type: ignore[arg-type]
     if model.fingerprint != fingerprint:
