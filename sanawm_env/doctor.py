@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -22,6 +22,7 @@ from sanawm_env import bundle
 from sanawm_env.benchmarks.machine import machine
 from sanawm_env.hub import cached_repository, cached_snapshot
 from sanawm_env.kernels.backend import fused_obstacle, native_bf16
+from sanawm_env.model.quantised import LowPrecision
 from sanawm_env.placement import find_device
 from sanawm_env.requirements import executions, requirements
 from sanawm_env.sana_wm import SOURCES, STREAMING, TEXT_ENCODER
@@ -45,7 +46,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "lora": (("peft",), "fine-tuning of a few weights"),
     "mujoco": (("mujoco", "imageio"), "kinematic chains of robots, recording MuJoCo's scenes"),
     "export": (("pyarrow", "h5py", "minari"), "datasets of LeRobot and Minari"),
-    "metrics": (("torchmetrics",), "metrics of pictures and video"),
+    "metrics": (("torchmetrics", "matplotlib"), "metrics of pictures and video"),
 }
 SANA_LICENCE = "Apache-2.0 as its documentation says; the model card decides"
 LTX_LICENCE = "derived from LTX-2: LTX-2 Community License"
@@ -267,7 +268,7 @@ def _speeds(path: Path) -> dict[str, Any] | None:
     for line in reversed(lines):
         try:
             told = json.loads(line)
-            if told["settings"]["size"] != "full":
+            if told["settings"]["size"] != "full" or told["settings"]["precision"] in get_args(LowPrecision):
                 continue
             medians = {name: told["rows"][name][key]["p50"] for name, key in MEASURED.items() if name in told["rows"]}
             seconds = {name: float(median) / 1000 for name, median in medians.items()}

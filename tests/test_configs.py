@@ -22,6 +22,7 @@ STAGE_KEYS = {"device", "smoke", "autoencoder", "start"}
 def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.kernels import BenchKernels
     from sanawm_env.benchmarks.logging import BenchLogging
+    from sanawm_env.benchmarks.report import Report
     from sanawm_env.benchmarks.rooms import BenchRooms
     from sanawm_env.benchmarks.sana_wm import BenchSanaWM
     from sanawm_env.benchmarks.store import BenchStore
@@ -45,6 +46,7 @@ def config_classes() -> dict[str, type]:
         "generate": Generate,
         "eval_precision_parity": EvalPrecisionParity,
         "bench_sana_wm": BenchSanaWM,
+        "bench_report": Report,
         "bench_store": BenchStore,
         "train_rooms_autoencoder": AutoencoderTraining,
         "train_rooms_denoiser": DenoiserTraining,
@@ -63,7 +65,7 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
     "command",
     [
         *("demo", "teleop", "eval_rooms", "eval_precision_parity", "generate"),
-        *("bench_kernels", "bench_logging", "bench_rooms", "bench_sana_wm", "bench_store"),
+        *("bench_kernels", "bench_logging", "bench_report", "bench_rooms", "bench_sana_wm", "bench_store"),
     ],
 )
 def test_yaml_shows_every_key(command: str) -> None:
