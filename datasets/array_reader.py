@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import google_crc32c
 import imagecodecs
 import numpy as np
 
-from sanawm_env.datasets.codec import PictureCodec, picture_codec
-from sanawm_env.datasets.layout import file_name
+from sanawm_env.datasets.codec import PictureCodec
+from sanawm_env.datasets.layout import codec_of, file_name, rows_per_chunk
 from sanawm_env.datasets.place import Part, Place
 from sanawm_env.datasets.provenance import StoreInfo
 from sanawm_env.datasets.recent import Recent, Threads
@@ -18,7 +19,7 @@ from sanawm_env.datasets.schema import Array
 from sanawm_env.errors import StorageError
 
 INDICES = 4096  # of shards, 130 bytes a frame at most
-BLOCKS = 64  # decoded files of an array whose rows are small
+BLOCKS, KEPT = 64, 2**24  # decoded files that an array keeps, and their bytes; two files always
 CHECKSUM = 4  # bytes
 INTACT = google_crc32c.value(bytes(CHECKSUM))  # of any bytes with their own checksum behind them
 ABSENT = 2**64 - 1  # in an index: a chunk that was not written
@@ -37,12 +38,13 @@ class ArrayReader:
     ) -> None:
         self.array, self.dtype = array, np.dtype(array.dtype)
         self.rows_per_file = array.rows_per_file(info.frames_per_step)
-        self._picture = picture_codec(info.picture_codec, info.picture_quality) if array.codec == "picture" else None
-        self.shape = _check(metadata, array, self.rows_per_file, self._picture)
+        self._picture, self._chunk = codec_of(array, info), rows_per_chunk(array, info)
+        self.shape = _check(metadata, array, (self.rows_per_file, self._chunk), self._picture)
         self._place, self._threads = place, threads
-        self._sharded = self.rows_per_file != array.chunk
+        self._sharded = self.rows_per_file != self._chunk
         self._indices: Recent[int, Index] = Recent(INDICES)
-        self._blocks: Recent[int, np.ndarray] = Recent(BLOCKS)
+        size = self.dtype.itemsize * math.prod((self.rows_per_file, *self.shape[1:]))
+        self._blocks: Recent[int, np.ndarray] = Recent(max(2, min(BLOCKS, KEPT // max(1, size))))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -60,7 +62,7 @@ class ArrayReader:
         if len(different) < len(wanted):
             return self.read(different)[place]
         out = np.empty((len(wanted), *self.shape[1:]), self.dtype)
-        if self.array.written == "growing":
+        if self._chunk > 1:
             self._read_blocks(wanted, out)
         else:
             self._read_single(wanted.tolist(), out)
@@ -106,19 +108,28 @@ class ArrayReader:
 
     def _read_blocks(self, rows: np.ndarray, out: np.ndarray) -> None:
         files = rows // self.rows_per_file
-        for file, block in self._find_blocks(np.unique(files).tolist()).items():
-            mine = files == file
-            out[mine] = block[rows[mine] % self.rows_per_file]
+        different = np.unique(files).tolist()
 
-    def _find_blocks(self, files: list[int]) -> dict[int, np.ndarray]:
+        def work(start: int, stop: int) -> None:
+            for file, block in self._find_blocks(different[start:stop]):
+                mine = files == file
+                out[mine] = block[rows[mine] % self.rows_per_file]
+
+        self._threads.share(work, len(different))
+
+    def _find_blocks(self, files: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """These files decoded, one at a time."""
         found = {file: self._blocks.get(file) for file in files}
         new = [file for file, block in found.items() if block is None]
-        for file, content in zip(new, self._place.read_parts([Part(self.name(file)) for file in new])):
+        contents = dict(zip(new, self._place.read_parts([Part(self.name(file)) for file in new])))
+        for file, kept in found.items():
+            if kept is not None:
+                yield file, kept
+                continue
             block = np.empty((self.rows_per_file, *self.shape[1:]), self.dtype)
-            self._decode(self._intact(content, self.name(file)), block, self.name(file))
+            self._decode(self._intact(contents.pop(file), self.name(file)), block, self.name(file))
             # The last file is replaced as a store grows: what is kept has all rows that this reader may ask for.
-            found[file] = self._blocks.put(file, block)
-        return {file: block for file, block in found.items() if block is not None}
+            yield file, self._blocks.put(file, block)
 
     def _intact(self, content: bytes | None, name: str, size: int | None = None) -> bytes:
         if content is None:
@@ -131,7 +142,7 @@ class ArrayReader:
         """Puts what is encoded in `content`, which ends with its checksum, into `out`."""
         try:
             if self._picture is not None:
-                self._picture.decode_picture(content[:-CHECKSUM], out.reshape(out.shape[-3:]))
+                self._picture.decode_pictures(content[:-CHECKSUM], out.reshape(-1, *out.shape[-3:]))
                 return
             plain = imagecodecs.zstd_decode(content[:-CHECKSUM])
             out[...] = np.frombuffer(plain, self.dtype.newbyteorder("<")).reshape(out.shape)
@@ -140,9 +151,10 @@ class ArrayReader:
 
 
 def _check(
-    metadata: Mapping[str, Any], array: Array, rows_per_file: int, picture: PictureCodec | None
+    metadata: Mapping[str, Any], array: Array, rows: tuple[int, int], picture: PictureCodec | None
 ) -> tuple[int, ...]:
-    """The shape that the metadata of an array state, once all that its reader relies on is found in them."""
+    """The shape that the metadata of an array state, once all that its reader relies on is found in them. rows: a file,
+    and decoded together."""
     try:
         shape = tuple(int(length) for length in metadata["shape"])
         codecs, inner = [codec["name"] for codec in metadata["codecs"]], None
@@ -164,8 +176,8 @@ def _check(
         raise StorageError(f"the metadata of {array.name} cannot be read ({error!r})") from error
     expected = {
         "dtype": array.dtype,
-        "chunk": (rows_per_file, *shape[1:]),
-        "rows decoded together": (array.chunk, *shape[1:]),
+        "chunk": (rows[0], *shape[1:]),
+        "rows decoded together": (rows[1], *shape[1:]),
         "codecs": [picture.name, "crc32c"] if picture is not None else ["bytes", "zstd", "crc32c"],
         "names": ".",
         "axes": len(array.axes),

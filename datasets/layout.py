@@ -20,7 +20,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from sanawm_env.datasets.codec import picture_codec
+from sanawm_env.datasets.codec import PictureCodec, picture_codec
 from sanawm_env.datasets.provenance import StoreInfo
 from sanawm_env.datasets.schema import Array
 
@@ -37,25 +37,24 @@ class Encoder:
     def __init__(self, array: Array, shape: tuple[int, ...], info: StoreInfo):
         self.array = array
         self.rows = array.rows_per_file(info.frames_per_step)
+        self._picture, self._chunk = codec_of(array, info), rows_per_chunk(array, info)
         self._files: dict[str, Any] = {}
         self._rank = 1 + len(shape)
         self._buffer: Any = zarr.create_array(
             store=MemoryStore(self._files),
             shape=(self.rows, *shape),
             dtype=array.dtype,
-            chunks=(array.chunk, *shape),
-            shards=None if self.rows == array.chunk else (self.rows, *shape),
+            chunks=(self._chunk, *shape),
+            shards=None if self.rows == self._chunk else (self.rows, *shape),
             chunk_key_encoding={"name": "default", "separator": "."},
-            serializer=picture_codec(info.picture_codec, info.picture_quality) if array.codec == "picture" else "auto",
+            serializer="auto" if self._picture is None else self._picture,
             # The checksum comes last, so that it covers what lies on the disk.
-            compressors=[*([] if array.codec == "picture" else [ZstdCodec(level=3)]), Crc32cCodec()],
+            compressors=[*([ZstdCodec(level=3)] if self._picture is None else []), Crc32cCodec()],
             dimension_names=[None if isinstance(axis, int) else axis for axis in array.axes],
             attributes={"unit": array.unit, "meaning": array.meaning},
             config={"write_empty_chunks": True},  # else a file of zeros is left out and cannot be told from a lost one
         )
         self._metadata = json.loads(self._files.pop(METADATA).to_bytes())
-        pictures = array.codec == "picture"
-        self._picture = picture_codec(info.picture_codec, info.picture_quality).encode_picture if pictures else None
 
     @property
     def folder(self) -> str:
@@ -77,18 +76,19 @@ class Encoder:
         return bytes(self._files.pop(self.file(0)).to_bytes())
 
     def _shard(self, pictures: np.ndarray) -> bytes:
-        assert self._picture is not None and len(pictures) == self.rows
-        parts = np.array_split(pictures, min(PARTS, len(pictures)))
+        assert len(pictures) == self.rows
+        chunks = pictures.reshape(-1, self._chunk, *pictures.shape[1:])
+        parts = np.array_split(chunks, min(PARTS, len(chunks)))
         encoded = [content for part in _threads().map(self._encoded, parts) for content in part]
-        if self.rows == self.array.chunk:
+        if self.rows == self._chunk:
             return encoded[0]
         lengths = np.array([len(content) for content in encoded], "<u8")
         index = np.stack([lengths.cumsum() - lengths, lengths], axis=1).astype("<u8").tobytes()
         return b"".join([*encoded, index, _crc32c(index)])
 
-    def _encoded(self, pictures: np.ndarray) -> list[bytes]:
+    def _encoded(self, chunks: np.ndarray) -> list[bytes]:
         assert self._picture is not None
-        encoded = [self._picture(picture) for picture in pictures]
+        encoded = [self._picture.encode_pictures(chunk) for chunk in chunks]
         return [content + _crc32c(content) for content in encoded]
 
     def file(self, index: int) -> str:
@@ -108,6 +108,17 @@ def _threads() -> ThreadPoolExecutor:
 
 # The threads of a parent do not live in a child that a fork made.
 os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+def codec_of(array: Array, info: StoreInfo) -> PictureCodec | None:
+    """What encodes the pictures of an array, None where it has none."""
+    return picture_codec(info.picture_codec, info.picture_quality) if array.codec == "picture" else None
+
+
+def rows_per_chunk(array: Array, info: StoreInfo) -> int:
+    """Rows of an array that are encoded, and decoded, together."""
+    picture = codec_of(array, info)
+    return array.chunk if picture is None else picture.rows_per_chunk(array.rows_per_file(info.frames_per_step))
 
 
 def file_name(index: int, rank: int) -> str:

@@ -11,7 +11,7 @@ from sanawm_env.config import from_mapping
 from sanawm_env.datasets import schema
 from sanawm_env.errors import ConfigError, StorageError, nearest
 
-CODECS = ("jpeg", "webp", "jpegxl")
+CODECS = ("jpeg", "webp", "jpegxl", "av1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,8 @@ class StoreInfo:
     """What all episodes of a store share.
 
     fps: frames a second of world time. frames_per_step: F. action_columns, action_units: of `actions`, in order.
-    picture_codec: "jpeg" (picture_quality 1 to 100), "webp" (the same; 0 is lossless) or "jpegxl" (always lossless).
+    picture_codec: "jpeg" (picture_quality 1 to 100), "webp" (the same; 0 is lossless), "jpegxl" (always lossless)
+    or "av1" (1 to 99; 0 is lossless), which encodes the F frames of a step together.
     """
 
     fps: float

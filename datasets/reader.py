@@ -86,7 +86,8 @@ class EpisodeStore:
         """Rows [n, ...] of what was seen at instants of episodes, in any order: n of each, of the same length.
 
         Instant 0 is that of reset (`start/<key>`), instant t that of row t - 1 of the episode. One byte range is read a
-        row, and every picture decoded once. StorageError where a file is missing or damaged.
+        row, or a file a step where frames are AV1, and every picture decoded once. StorageError where a file is missing
+        or damaged.
         """
         number, instant = np.asarray(episodes, np.int64), np.asarray(instants, np.int64)
         first = np.concatenate([[0], self.ends])[number]

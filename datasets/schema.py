@@ -28,9 +28,9 @@ class Array:
     """One array of the store. `axes` name its dimensions, a number is a fixed length; only the first one grows.
 
     axes[0]: "time" (a row a frame), "step" (a row a step of F frames), "episode", or "block" (of a saved state). codec:
-    "picture" keeps pictures one by one with the store's picture codec, "zstd" is lossless. chunk: rows decoded
-    together. written: "once", a file holds a step, an episode or a block and is never touched again; "growing", a file
-    is a chunk of rows, the last one replaced as episodes come.
+    "picture" is the store's picture codec, "zstd" is lossless. chunk: rows decoded together; of pictures, that is the
+    codec's affair (`layout.rows_per_chunk`). written: "once", a file holds a step, an episode or a block and is never
+    touched again; "growing", a file is a chunk of rows, the last one replaced as episodes come.
     """
 
     name: str

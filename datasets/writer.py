@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from sanawm_env.datasets import files, schema
+from sanawm_env.datasets.codec import picture_codec
 from sanawm_env.datasets.layout import METADATA, Encoder, group_metadata
 from sanawm_env.datasets.lock import WriterLock
 from sanawm_env.datasets.open_episode import OpenEpisode
@@ -364,6 +365,8 @@ class _Committed:
 
 def check_place(path: Path, info: StoreInfo | None) -> None:
     """StorageError unless a store is at `path`, or can be made there from `info`."""
+    if info is not None:
+        picture_codec(info.picture_codec, info.picture_quality)
     if (path / METADATA).exists():
         read_attributes(Folder(path))
         return

@@ -148,10 +148,12 @@ def test_a_bare_gpu_machine_can_import(module: str) -> None:
     assert python(code) == "fine"
 
 
-def test_the_picture_codec_is_registered() -> None:
-    points = importlib.metadata.entry_points(group="zarr.codecs", name="sanawm.jpeg")
-    assert [point.value for point in points] == ["sanawm_env.datasets.codec:Jpeg"]
-    assert [point.load().__name__ for point in points] == ["Jpeg"]
+@pytest.mark.parametrize("kind", ["Jpeg", "WebP", "JpegXl", "Av1"])
+def test_the_picture_codecs_are_registered(kind: str) -> None:
+    name = f"sanawm.{kind.lower()}"
+    points = importlib.metadata.entry_points(group="zarr.codecs", name=name)
+    assert [point.value for point in points] == [f"sanawm_env.datasets.codec:{kind}"], "run `make setup`"
+    assert [point.load().name for point in points] == [name]
 
 
 def test_constraints_pin_everything_that_is_declared() -> None:

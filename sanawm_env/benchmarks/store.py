@@ -1,4 +1,4 @@
-"""Speed of episode stores, `sanawm bench store`: writing, frames and windows at random, and a training loop."""
+"""Speed of episode stores, `sanawm bench store`: writing, frames in order and at random, windows, a training loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from sanawm_env.datasets.windows import Windows, WindowSpec
 from sanawm_env.datasets.writer import EpisodeWriter
 from sanawm_env.errors import ConfigError, StorageError
 
-POOL = 64  # different pictures, of 8 rooms
+ROOMS, PICTURES = 4, 16  # different pictures: an episode goes through those of a room to and fro
+FPS = 10.0
 AT_ONCE = 256  # frames asked for in one call
 CHECKED = 64  # frames compared with Zarr's before anything is timed
 
@@ -33,10 +34,10 @@ CHECKED = 64  # frames compared with Zarr's before anything is timed
 @dataclass(frozen=True, kw_only=True)
 class BenchStore:
     """What to measure, on pictures of the ray-caster. height, width: of a frame. episodes, steps: written with the
-    first codec, an eighth of the episodes with the others, F = frames_per_step frames a step. threads: that decode
-    random frames, a measurement each; workers: of a data loader, likewise (0: the training process reads itself).
-    history, actions, batch: of the windows. seconds: that a measurement takes. scratch: folder for the stores, None for
-    the system's. out: file that gets one JSON line a run.
+    first codec and with AV1, an eighth of the episodes with the others, F = frames_per_step frames a step. threads:
+    that decode random frames, a measurement each; workers: of a data loader, likewise (0: the training process reads
+    itself). history, actions, batch: of the windows. seconds: that a measurement takes. scratch: folder for the stores,
+    None for the system's. out: file that gets one JSON line a run.
     """
 
     height: int = 128
@@ -44,7 +45,7 @@ class BenchStore:
     frames_per_step: int = 8
     episodes: int = 16
     steps: int = 32
-    codecs: tuple[Literal["jpeg", "webp", "jpegxl"], ...] = ("jpeg", "webp", "jpegxl")
+    codecs: tuple[Literal["jpeg", "webp", "jpegxl", "av1"], ...] = ("jpeg", "webp", "jpegxl", "av1")
     quality: int = 95
     threads: tuple[int, ...] = (1, 2)
     workers: tuple[int, ...] = (0, 1, 2)
@@ -70,7 +71,7 @@ def run(config: BenchStore, progress: Callable[[str], None] = print) -> dict[str
     report: dict[str, Any] = {"benchmark": "store", **machine(torch.device("cpu"))}
     # Figures of a machine that others use at the same time say little: load is that of the minute before.
     report |= {"load": os.getloadavg()[0], "frame": [config.height, config.width]}
-    report |= {kind: [] for kind in ("writing", "frames", "windows", "training")}
+    report |= {kind: [] for kind in ("writing", "in_order", "frames", "windows", "training")}
 
     def keep(kind: str, row: dict[str, Any]) -> None:
         report[kind].append(row)
@@ -85,6 +86,7 @@ def run(config: BenchStore, progress: Callable[[str], None] = print) -> dict[str
             path = path.with_suffix(".False.zarr")
             check(path)
             keep("frames", {"codec": codec, "reader": "zarr", **rate(zarr_frames(path), config.seconds)})
+            keep("in_order", {"codec": codec, **rate(frames_in_order(path), config.seconds)})
             for threads in config.threads:
                 ours = rate(random_frames(path, threads), config.seconds)
                 keep("frames", {"codec": codec, "reader": "sanawm_env", "threads": threads, **ours})
@@ -98,22 +100,22 @@ def run(config: BenchStore, progress: Callable[[str], None] = print) -> dict[str
 
 
 def draw(config: BenchStore) -> np.ndarray:
-    """Pictures [POOL, H, W, 3] of rooms, seen while turning."""
+    """Pictures [ROOMS, PICTURES, H, W, 3], seen while turning."""
     from sanawm_env.benchmarks.rooms import EYE_HEIGHT
     from sanawm_env.benchmarks.streaming import turning_path
     from sanawm_env.rooms import render, sample_scenes
 
-    poses = turning_path(8, POOL // 8, 2.0).clone()
+    poses = turning_path(ROOMS, PICTURES, FPS).clone()
     poses[:, :, 1, 3] = -EYE_HEIGHT
     lens = torch.tensor([config.width / 2, config.width / 2, (config.width - 1) / 2, (config.height - 1) / 2])
-    seen = render(sample_scenes(range(8)), poses, lens.expand(8, 4), (config.height, config.width), geometry=False)
-    return seen.rgb.flatten(0, 1).numpy()
+    size = config.height, config.width
+    return render(sample_scenes(range(ROOMS)), poses, lens.expand(ROOMS, 4), size, geometry=False).rgb.numpy()
 
 
 def write(config: BenchStore, path: Path, codec: str, pictures: np.ndarray, *, durable: bool) -> dict[str, Any]:
-    """Writes a store and says how fast."""
+    """Writes a store; says how fast, how large and how true to the pictures (psnr None: without loss)."""
     info = StoreInfo(
-        fps=10.0,
+        fps=FPS,
         frames_per_step=config.frames_per_step,
         action_columns=("v", "w"),
         action_units=("m/s", "rad/s"),
@@ -131,19 +133,23 @@ def write(config: BenchStore, path: Path, codec: str, pictures: np.ndarray, *, d
         "valid": np.ones(count, bool),
     }
     rows |= {"start_poses": np.eye(4), "start_intrinsics": np.ones(4, np.float32)}
-    episodes = config.episodes if codec == config.codecs[0] else -(-config.episodes // 8)
+    many = codec in (config.codecs[0], "av1")  # of AV1 more than a reader keeps decoded
+    episodes = config.episodes if many else -(-config.episodes // 8)
     began = time.perf_counter()
     with EpisodeWriter(path, info, durable=durable) as writer:
         for episode in range(episodes):
-            frames = pictures[(episode + np.arange(count + 1)) % len(pictures)]
+            way = np.arange(count + 1) % (2 * PICTURES - 2)
+            frames = pictures[episode % ROOMS, np.minimum(way, 2 * PICTURES - 2 - way)]
             writer.add({**rows, "frames": frames[1:], "start_frames": frames[0]}, seed=episode)
     seconds = time.perf_counter() - began
     size = sum(file.stat().st_size for file in (path / "data" / "frames").iterdir())
+    error = np.mean((EpisodeStore(path).stored("frames", episodes - 1).astype(np.float32) - frames[1:]) ** 2)
     return {
         "codec": codec,
         "durable": durable,
         "frames_per_second": round(episodes * count / seconds, 1),
         "bytes_per_frame": round(size / (episodes * count), 1),
+        "psnr": round(10 * float(np.log10(255**2 / error)), 2) if error else None,  # dB, of the last episode
         "episodes_per_second": round(episodes / seconds, 2),
     }
 
@@ -155,6 +161,13 @@ def check(path: Path) -> None:
     for row, frame in zip(rows.tolist(), store.rows_at("frames", rows)):
         if not np.array_equal(frame, np.asarray(plain[row])):
             raise StorageError(f"frame {row} of {path} is not what Zarr reads; nothing was timed, run the tests first")
+
+
+def frames_in_order(path: Path) -> Iterator[int]:
+    """Reads the frames of one episode after the other, in one thread."""
+    store = EpisodeStore(path, threads=1)
+    for index in itertools.cycle(range(len(store))):
+        yield len(store.stored("frames", index))
 
 
 def random_frames(path: Path, threads: int) -> Iterator[int]:

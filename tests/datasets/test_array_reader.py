@@ -29,7 +29,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "a.zarr"
 
 
-@pytest.mark.parametrize(("codec", "quality"), [("jpeg", 95), ("webp", 95), ("webp", 0), ("jpegxl", 0)])
+@pytest.mark.parametrize(
+    ("codec", "quality"), [("jpeg", 95), ("webp", 95), ("webp", 0), ("jpegxl", 0), ("av1", 95), ("av1", 0)]
+)
 def test_every_row_of_every_array_is_what_zarr_reads(codec: str, quality: int, tmp_path: Path) -> None:
     info = StoreInfo(
         fps=10, frames_per_step=FRAMES, action_columns=("v", "w"), action_units=("", ""), picture_codec=codec,

@@ -100,7 +100,7 @@ def test_episodes_of_a_batch_are_open_together(tmp_path: Path) -> None:
         opened[-1].append(rows[0])
 
 
-@pytest.mark.parametrize(("codec", "quality"), [("webp", 95), ("webp", 0), ("jpegxl", 0)])
+@pytest.mark.parametrize(("codec", "quality"), [("webp", 95), ("webp", 0), ("jpegxl", 0), ("av1", 95), ("av1", 0)])
 def test_other_picture_codecs(codec: str, quality: int, tmp_path: Path) -> None:
     info = StoreInfo(
         fps=10, frames_per_step=FRAMES, action_columns=("v", "w"), action_units=("", ""), picture_codec=codec,

@@ -51,8 +51,9 @@ def test_one_pixel_is_enough(store: Path, tiny_bundle: Path, tmp_path: Path) -> 
     assert [(one.difference, one.frame) for one in results] == [("", None), ("1 frames differ", 6), ("", None)]
 
 
-def test_without_digests_pictures_are_compared_behind_the_codec(tiny_bundle: Path, tmp_path: Path) -> None:
-    lossless = {"picture_codec": "webp", "picture_quality": 0}
+@pytest.mark.parametrize("codec", ["webp", "av1"])
+def test_without_digests_pictures_are_compared_behind_the_codec(codec: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    lossless = {"picture_codec": codec, "picture_quality": 0}
     generate(job(tmp_path / "job", bundle=str(tiny_bundle), episodes=2, **lossless))
     made, without = tmp_path / "job/episodes.zarr", ("frame_digests", "start_frame_digests")
     same = replay(copied(made, tmp_path / "a.zarr", leave_out=without), bundle=tiny_bundle)
