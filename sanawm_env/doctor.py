@@ -268,7 +268,8 @@ def _speeds(path: Path) -> dict[str, Any] | None:
     for line in reversed(lines):
         try:
             told = json.loads(line)
-            if told["settings"]["size"] != "full" or told["settings"]["precision"] in get_args(LowPrecision):
+            settings = told["settings"]
+            if settings["size"] != "full" or settings.get("precision") in get_args(LowPrecision):
                 continue
             medians = {name: told["rows"][name][key]["p50"] for name, key in MEASURED.items() if name in told["rows"]}
             seconds = {name: float(median) / 1000 for name, median in medians.items()}
