@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -117,6 +118,17 @@ def parser() -> argparse.ArgumentParser:
     )
     _flags(quantize, precision=str, layers=str, out=str)
     quantize.set_defaults(flags=("bundle", *quantize.get_default("flags")))
+    annotate = _command(
+        commands,
+        "annotate",
+        _annotate,
+        "real footage as episodes with intrinsics and camera poses",
+        operands=("video",),
+    )
+    _flags(annotate, out=str, licence=str, fps=float, height=int, speed=float, depth=str, device=str)
+    for name, told in (("baseline", "{frames: [0, 40], metres: 2.5}"), ("known_length", "two points in two frames")):
+        annotate.add_argument(f"--{name.replace('_', '-')}", metavar="LENGTH", help=f"{told}; examples/annotate.md")
+    annotate.set_defaults(flags=("video", *annotate.get_default("flags")))
     doctor = commands.add_parser("doctor", help=DOCTOR, description=DOCTOR)
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.set_defaults(run=_doctor)
@@ -254,6 +266,42 @@ def _generate(options: argparse.Namespace) -> None:
 
     config = _build(Generate, "generate", options)
     print(f"{text(generate(config))}\n{config.out / 'summary.png'} shows them")
+
+
+def _annotate(options: argparse.Namespace) -> None:
+    from sanawm_env.annotate.command import run
+    from sanawm_env.annotate.settings import Annotate
+
+    lengths = {"baseline": options.baseline, "known_length": options.known_length}
+    options.overrides += [f"{name}={value}" for name, value in lengths.items() if value is not None]
+    config = _build(Annotate, "annotate", options)
+    with _stages() as progress:
+        outcomes = run(config, progress=progress)
+    for outcome in outcomes:
+        print(outcome.text())
+    written = sum(outcome.episode is not None for outcome in outcomes)
+    print(f"{config.out}: {written} episodes added, {sum(outcome.rejected for outcome in outcomes)} shots rejected")
+    if any(outcome.rejected for outcome in outcomes):
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar that is told what is done, how much of it, and of how much."""
+    from tqdm import tqdm
+
+    doing = ""
+    with tqdm(disable=None) as bar:
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal doing
+            if what != doing or done < bar.n:
+                bar.reset(total)
+                bar.set_description(what)
+            doing, bar.total = what, total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def _quantize(options: argparse.Namespace) -> None:

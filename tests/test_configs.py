@@ -20,6 +20,7 @@ STAGE_KEYS = {"device", "smoke", "autoencoder", "start"}
 
 
 def config_classes() -> dict[str, type]:
+    from sanawm_env.annotate.settings import Annotate
     from sanawm_env.benchmarks.kernels import BenchKernels
     from sanawm_env.benchmarks.logging import BenchLogging
     from sanawm_env.benchmarks.report import Report
@@ -35,6 +36,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.training.denoiser import DenoiserTraining
 
     return {
+        "annotate": Annotate,
         "demo": DemoConfig,
         "teleop": Teleop,
         "eval_rooms": EvalRooms,
@@ -83,6 +85,8 @@ def test_yaml_composes_and_builds(command: str) -> None:
         mapping |= {"source": "released", "target": "ours", "variant": "distilled"}  # which have no default
     if command == "quantize":
         mapping |= {"bundle": "rooms", "out": "ours"}
+    if command == "annotate":
+        mapping |= {"video": "walk.mp4", "out": "ours", "licence": "CC0-1.0"}
     if command.startswith("train_"):
         mapping = {key: value for key, value in mapping.items() if key not in STAGE_KEYS}
     from_mapping(config_classes()[command], mapping)

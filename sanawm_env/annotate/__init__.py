@@ -1,0 +1,1 @@
+"""Real footage as episodes: `sanawm annotate` finds shots, camera poses, intrinsics, scale."""
