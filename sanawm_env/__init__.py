@@ -105,6 +105,14 @@ def register_envs() -> None:
             kwargs={"bundle": "rooms"},
         )
         register(
+            "sanawm_env/RoomsTruth-v0",
+            entry_point="sanawm_env.truth:RoomsTruthEnv",
+            vector_entry_point="sanawm_env.truth:RoomsTruthVectorEnv",
+            order_enforce=False,
+            disable_env_checker=True,
+            kwargs={"bundle": "rooms"},
+        )
+        register(
             "sanawm_env/SanaWM-v0",
             entry_point="sanawm_env.sana_wm:make_env",
             order_enforce=False,

@@ -10,10 +10,10 @@ import gymnasium
 import numpy as np
 
 from sanawm_env.actions import ActionMap
-from sanawm_env.bundle import open_model
 from sanawm_env.config import from_mapping
 from sanawm_env.episodes import EnvConfig, Episodes
 from sanawm_env.errors import ConfigError, LifecycleError, SceneError
+from sanawm_env.learned import LearnedEpisodes
 from sanawm_env.model.offload import Offload
 from sanawm_env.placement import Precision
 from sanawm_env.snapshot import Snapshot
@@ -23,6 +23,7 @@ from sanawm_env.start import check_seed, read_options
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sanawm_env.source import WorldSource
     from sanawm_env.state import WorldState
     from sanawm_env.tasks import Drive
     from sanawm_env.vector_env import SanaWMVectorEnv
@@ -35,7 +36,7 @@ SEEDS = 10**9  # worlds reset without a seed get one below this; held-out rooms 
 class Worlds:
     """What the environment of one world and that of a batch share; each adds Gymnasium's base class and its returns."""
 
-    episodes_kind: ClassVar[type[Episodes]] = Episodes
+    episodes_kind: ClassVar[type[Episodes]] = LearnedEpisodes
     metadata: dict[str, Any]
     action_space: Any
     observation_space: Any
@@ -46,17 +47,13 @@ class Worlds:
     def _open(
         self,
         num_envs: int,
-        bundle: str | Path | WorldModel,
+        bundle: str | Path | WorldSource,
         /,
         *,
-        device: str | None = None,
-        precision: Precision = "auto",
-        offload: Offload | None = None,
-        captured: bool | None = None,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
-        """What both constructors do; num_envs: worlds B, the rest as for `SanaWMEnv`."""
+        """What all constructors do; num_envs: worlds B, the rest as for `SanaWMEnv`."""
         if render_mode == "human":
             raise ConfigError(
                 f"render_mode is 'human', allowed is None or one of {', '.join(RENDER_MODES)}; to watch a world live, "
@@ -64,9 +61,10 @@ class Worlds:
             )
         if render_mode is not None:
             check_choice("render_mode", render_mode, RENDER_MODES)
-        config = read_config(options, self.episodes_kind.config_kind)
-        model = open_model(bundle, device, precision, offload, captured)
-        self._adopt(self.episodes_kind(model, config, num_envs), render_mode)
+        kind = self.episodes_kind
+        placed = {name: options.pop(name) for name in kind.placement if name in options}
+        config = read_config(options, kind.config_kind)
+        self._adopt(kind(kind.open(bundle, **placed), config, num_envs), render_mode)
 
     def _adopt(self, episodes: Episodes, render_mode: str | None) -> None:
         """Makes these episodes the environment's own; spaces are those of one world."""
@@ -83,8 +81,8 @@ class Worlds:
         )
 
     @property
-    def model(self) -> WorldModel:
-        """The shared world model."""
+    def model(self) -> WorldSource:
+        """The shared world model, or what else gives the frames."""
         return self._episodes.model
 
     @property
@@ -207,9 +205,11 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
-        given = {"frames": "all", **options}
-        given |= {"device": device, "precision": precision, "offload": offload, "captured": captured}
-        self._open(1, bundle, render_mode=render_mode, **given)
+        placed = {"device": device, "precision": precision, "offload": offload, "captured": captured}
+        self._start_up(bundle, render_mode, placed | options)
+
+    def _start_up(self, bundle: str | Path | WorldSource, render_mode: str | None, options: dict[str, Any]) -> None:
+        self._open(1, bundle, render_mode=render_mode, **{"frames": "all", **options})
         self._shown: list[np.ndarray] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

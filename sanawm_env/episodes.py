@@ -6,16 +6,17 @@ which a step replaces as a whole: an interrupted step leaves the last committed 
 
 from __future__ import annotations
 
+import abc
 import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from sanawm_env import world as worlds
 from sanawm_env.actions import ActionMap, make_action_map
 from sanawm_env.errors import ActionError, ConfigError, StateError, TaskError
 from sanawm_env.rigid import CAMERA_FROM_BODY, body_velocity
@@ -33,11 +34,11 @@ from sanawm_env.running import (
     rooms_of,
 )
 from sanawm_env.snapshot import Snapshot, check_fits
+from sanawm_env.source import WorldSource
 from sanawm_env.spaces import ACTION_MODES, OBSERVATIONS, check_choice
 from sanawm_env.start import ResetOptions, Start, make_start
-from sanawm_env.state import StepOutput, WorldState
+from sanawm_env.state import WorldState
 from sanawm_env.tasks import Columns, Drive, make_task, task_fields
-from sanawm_env.world import WorldModel
 
 FRAMES = ("all", "last", "none")
 
@@ -94,49 +95,37 @@ class Outcome:
     info: dict[str, np.ndarray]
 
 
-def check_prompts(model: WorldModel, prompts: Any) -> None:
-    """ConfigError unless `prompts` can read what the model reads, and nothing is given to a model without text."""
-    if model.reads_text != (prompts is not None):
-        raise ConfigError(
-            f"the model reads {'text' if model.reads_text else 'no text'} and prompts is {prompts!r}; pass a "
-            "PromptReader (sanawm_env.prompts) to models that read text, and only to them."
-        )
-
-
-def check_variant(model: WorldModel, allowed: tuple[str, ...]) -> None:
-    """ConfigError unless the model is of a variant that the episodes can run."""
-    variant = model.config.variant
-    if variant not in allowed:
-        raise ConfigError(
-            f"the model's variant is {variant!r}, allowed is {', '.join(allowed)}: a {variant} model denoises a whole "
-            "trajectory and cannot be stepped; sanawm_env.generate makes clips, sanawm_env.PlannedEnv replays one."
-        )
-
-
 def is_count(value: Any) -> bool:
     """Whether the value is a whole number of at least 1."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
-class Episodes:
-    """A batch of running episodes over one model."""
+class Episodes(abc.ABC):
+    """A batch of running episodes. Where their frames come from, `_begin` and `_step` say: a model in `learned`, the
+    ray-caster in `truth`.
+
+    placement: names of the options that `open` takes.
+    """
 
     config_kind: ClassVar[type[EnvConfig]] = EnvConfig
     options_kind: ClassVar[type[ResetOptions]] = ResetOptions
-    variants: ClassVar[tuple[str, ...]] = ("distilled",)
+    placement: ClassVar[tuple[str, ...]]
 
-    def __init__(self, model: WorldModel, config: EnvConfig, batch: int) -> None:
+    def __init__(self, model: WorldSource, config: EnvConfig, batch: int) -> None:
         self.model = model
         self.config = config
         self.batch = batch
-        check_variant(model, self.variants)
-        check_prompts(model, config.prompts)
         self.action_map = config.make_map()
         self.task = make_task(config.task)
         self.running: Running | None = None
         self.decode = True
         self.last_timing: dict[str, float] = {}
         self.last_latents: torch.Tensor | None = None
+
+    @classmethod
+    @abc.abstractmethod
+    def open(cls, bundle: str | Path | WorldSource, **placement: Any) -> WorldSource:
+        """What gives the frames of worlds like those of a bundle."""
 
     @property
     def steering(self) -> str:
@@ -169,26 +158,12 @@ class Episodes:
         self.last_timing = {"reset_seconds": time.perf_counter() - began, "model_seconds": opened}
         return self._start_facts(start, task, list(range(self.batch)) if slots is None else list(slots))
 
+    @abc.abstractmethod
     def _begin(self, start: Start, seeds: Sequence[int], options: ResetOptions) -> tuple[WorldState, Shown, Columns]:
         """Worlds at their first pictures, these as frames [B, 1, H, W, 3] where they are decoded, and rows to keep."""
-        world, shown = worlds.initial(
-            self.model,
-            start.images,
-            seeds=list(seeds),
-            poses=start.poses,
-            intrinsics=start.intrinsics,
-            horizon=self.config.horizon if options.horizon is None else options.horizon,
-            text=self._read_prompts(start, len(seeds)),
-            units=None if start.scene is None else start.scene.units_per_metre,
-        )
-        return (world, self._shown(shown), {}) if self.decode else (world.plan(), Shown(None), {})
 
-    def _read_prompts(self, start: Start, worlds: int) -> Mapping[str, torch.Tensor] | None:
-        if self.config.prompts is None:
-            return None
-        prompt = None if start.scene is None else start.scene.prompt
-        text: Mapping[str, torch.Tensor] = self.config.prompts([prompt or ""] * worlds)
-        return text
+    def _horizon(self, options: ResetOptions) -> int | None:
+        return self.config.horizon if options.horizon is None else options.horizon
 
     def advance(self, actions: Any) -> Outcome:
         """Every world moved by one chunk. On any error or interrupt the episodes stay as they were."""
@@ -223,17 +198,9 @@ class Episodes:
         inside, clipped = self._read_actions(actions, pose)
         return *self.action_map.rollout(pose, motion, inside, self.model.config.fps), clipped
 
+    @abc.abstractmethod
     def _step(self, world: WorldState, poses: np.ndarray) -> tuple[WorldState, Shown, np.ndarray]:
-        """The worlds after the chunk, what it shows, and whether each is still sound [B]."""
-        world, output = worlds.step(self.model, world, poses, decode=self.decode)
-        self.last_latents = output.latents
-        return world, self._shown(output), torch.isfinite(output.latents).flatten(1).all(dim=1).cpu().numpy()
-
-    def _shown(self, output: StepOutput) -> Shown:
-        if not self.config.latents or output.frames is None:
-            return Shown(output.frames)
-        # As the decoder reads them, so that they give the same frames again.
-        return Shown(output.frames, output.decoded.to(self.model.dtype).float())
+        """The worlds after a chunk along poses [B, F, 4, 4], what it shows, and whether each is still sound [B]."""
 
     def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> Episodes:
         """n futures of every world, row-major; see `SanaWMEnv.fork`."""

@@ -20,6 +20,7 @@ from sanawm_env.clips import generate
 from sanawm_env.env import SanaWMEnv
 from sanawm_env.episodes import EnvConfig, Episodes
 from sanawm_env.errors import ActionError, ConfigError, LifecycleError, PoseError, SceneError, StateError
+from sanawm_env.learned import LearnedEpisodes
 from sanawm_env.running import Shown
 from sanawm_env.start import ResetOptions, Start
 from sanawm_env.state import StepOutput, WorldState
@@ -56,7 +57,7 @@ class PlannedOptions(ResetOptions):
     actions: Any = None
 
 
-class PlannedEpisodes(Episodes):
+class PlannedEpisodes(LearnedEpisodes):
     """Episodes whose frames are there from the start. The clip lies among the rows, so a snapshot holds it."""
 
     config: PlannedConfig
@@ -128,7 +129,7 @@ class PlannedEpisodes(Episodes):
                 seeds=world.seed,
                 intrinsics=start.intrinsics,
                 text=world.text,
-                units=None if start.scene is None else start.scene.units_per_metre,
+                units=start.units,
                 negative=None if prompts is None else prompts.read_negative(len(path)),
                 progress=note,
             )

@@ -21,7 +21,7 @@ from sanawm_env.errors import StateError, StorageError
 from sanawm_env.state import WorldState
 
 if TYPE_CHECKING:
-    from sanawm_env.world import WorldModel
+    from sanawm_env.source import WorldSource
 
 FORMAT = "sanawm-snapshot-1"
 
@@ -69,7 +69,7 @@ class Snapshot:
         return packed.getvalue()
 
     @staticmethod
-    def from_bytes(content: bytes, model: WorldModel) -> Snapshot:
+    def from_bytes(content: bytes, model: WorldSource) -> Snapshot:
         """The snapshot of `to_bytes`. Raises like `load`."""
         with tempfile.TemporaryDirectory() as place:
             try:
@@ -80,7 +80,7 @@ class Snapshot:
             return Snapshot.load(place, model)
 
     @staticmethod
-    def load(folder: str | Path, model: WorldModel) -> Snapshot:
+    def load(folder: str | Path, model: WorldSource) -> Snapshot:
         """The snapshot in `folder`. Raises StorageError when unreadable, StateError when it is of another bundle."""
         source = Path(folder)
         try:

@@ -53,6 +53,11 @@ class Start:
     geometry: Scenes | None = None
 
     @property
+    def units(self) -> float | None:
+        """Model units a metre, as the scene says them."""
+        return None if self.scene is None else self.scene.units_per_metre
+
+    @property
     def intrinsics_source(self) -> str:
         """How the intrinsics were found: "bundle", or as the scene says."""
         scene = self.scene

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ from sanawm_env.model.feed_forward import Memory
 from sanawm_env.model.refiner_state import RefinerState
 
 if TYPE_CHECKING:
-    from sanawm_env.world import WorldModel
+    from sanawm_env.model.config import WorldConfig
+    from sanawm_env.source import WorldSource
 
 FORMAT = "sanawm-world-state-1"
 HOST_FIELDS = ("chunk", "seed", "horizon", "origin", "pose", "intrinsics", "units")
@@ -198,7 +200,7 @@ class WorldState:
             ) from error
 
     @staticmethod
-    def load(path: str | Path, model: WorldModel) -> WorldState:
+    def load(path: str | Path, model: WorldSource) -> WorldState:
         """The state saved at `path`, on the model's device. Raises StateError when it is not of this model."""
         try:
             with safe_open(str(path), framework="pt") as file:
@@ -220,6 +222,21 @@ class WorldState:
         template = model.empty_state(flat["chunk"].shape[0], decoder=metadata["tier"] == "full")
         _check_shapes(path, flat, template.tensors())
         return template._with(flat).to(model.device)
+
+
+def fresh_fields(batch: int, config: WorldConfig) -> dict[str, Any]:
+    """The fields on the host, of worlds in which nothing has happened yet."""
+    identity = torch.eye(4, dtype=torch.float64).expand(batch, 4, 4)
+    whole = torch.zeros(batch, dtype=torch.int64)
+    return {
+        "chunk": whole.clone(),
+        "seed": whole.clone(),
+        "horizon": whole - 1,
+        "origin": identity.clone(),
+        "pose": identity.clone(),
+        "intrinsics": torch.tensor(config.intrinsics).expand(batch, 4).clone(),
+        "units": torch.full((batch,), config.units_per_metre or math.nan, dtype=torch.float64),
+    }
 
 
 def _part(name: str) -> str:

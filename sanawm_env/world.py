@@ -27,7 +27,7 @@ from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.initialise import randomise
 from sanawm_env.model.offload import device_of, on_device
 from sanawm_env.model.refiner import Refiner
-from sanawm_env.state import StepOutput, WorldState
+from sanawm_env.state import StepOutput, WorldState, fresh_fields
 
 
 class WorldModel:
@@ -112,17 +112,9 @@ class WorldModel:
     def empty_state(self, batch: int, *, decoder: bool = True) -> WorldState:
         """A state of the right shapes in which nothing has happened yet."""
         config, grid = self.config, self.config.grid
-        identity = torch.eye(4, dtype=torch.float64).expand(batch, 4, 4)
-        whole = torch.zeros(batch, dtype=torch.int64)
         cache = self.autoencoder.initial_cache(batch, *grid, self.dtype, self.device) if decoder else None
         return WorldState(
-            chunk=whole.clone(),
-            seed=whole.clone(),
-            horizon=whole - 1,
-            origin=identity.clone(),
-            pose=identity.clone(),
-            intrinsics=torch.tensor(config.intrinsics).expand(batch, 4).clone(),
-            units=torch.full((batch,), config.units_per_metre or math.nan, dtype=torch.float64),
+            **fresh_fields(batch, config),
             first_latent=torch.zeros(batch, config.denoiser.in_channels, *grid, device=self.device),
             text=self.empty_text(batch),
             memory=self.denoiser.memory(batch, grid, device=self.device, dtype=self.dtype),
@@ -168,7 +160,21 @@ def initial(
     """
     pictures = _check_images(model.config, images)
     batch = pictures.shape[0]
-    state = model.empty_state(batch)
+    state = set_out(model.empty_state(batch), seeds, poses, intrinsics, horizon, units)
+    state.text = check_text(model, state.text, text)
+    return _together(computed_at_once(model, state.chunk), state, lambda part, rows: _open(model, part, pictures[rows]))
+
+
+def set_out(
+    state: WorldState,
+    seeds: Sequence[int] | Tensor,
+    poses: Tensor | np.ndarray | None,
+    intrinsics: Tensor | np.ndarray | None,
+    horizon: int | None,
+    units: float | None,
+) -> WorldState:
+    """An empty state with the facts of worlds that begin, as `initial` takes them. Raises like it."""
+    batch = state.batch_size
     state.seed = check_seeds(seeds, batch)
     if poses is not None:
         state.origin = check_rigid(_per_world("poses", torch.as_tensor(poses, dtype=torch.float64), batch, (4, 4)))
@@ -184,8 +190,7 @@ def initial(
         if not 0 < units < math.inf:
             raise SceneError(f"units is {units!r}, allowed is a number of model units a metre, above 0, or None.")
         state.units[:] = units
-    state.text = check_text(model, state.text, text)
-    return _together(computed_at_once(model, state.chunk), state, lambda part, rows: _open(model, part, pictures[rows]))
+    return state
 
 
 @torch.no_grad()

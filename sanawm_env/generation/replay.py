@@ -16,9 +16,10 @@ from sanawm_env import world as worlds
 from sanawm_env.actions import read_action_map
 from sanawm_env.datasets.codec import picture_codec
 from sanawm_env.datasets.reader import EpisodeStore
-from sanawm_env.episodes import EnvConfig, Episodes
+from sanawm_env.episodes import EnvConfig
 from sanawm_env.errors import BundleError, ConfigError, StorageError
 from sanawm_env.generation.worker import threads
+from sanawm_env.learned import LearnedEpisodes
 from sanawm_env.start import ResetOptions
 from sanawm_env.world import WorldModel
 from sanawm_env.wrappers.rows import digests
@@ -108,7 +109,7 @@ def _again(store: EpisodeStore, members: Sequence[int], size: int, model: WorldM
     starts = np.stack([arrays["start_poses"] for arrays in stored])
     off = _pose_error(told[0]["action_map"], starts, np.stack([arrays["actions"] for arrays in stored]), poses, store)
     filled = np.arange(size) % len(members)
-    episodes = Episodes(model, EnvConfig(task="drive", prompts=prompts), size)
+    episodes = LearnedEpisodes(model, EnvConfig(task="drive", prompts=prompts), size)
     options = ResetOptions(scene=_scene(store, members, [told[row] for row in filled]), pose=starts[filled])
     episodes.start([told[row]["seed"] for row in filled], options)
     first = episodes.frames()

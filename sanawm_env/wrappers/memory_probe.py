@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sanawm_env.kernels.frame_gates import frame_gates
 from sanawm_env.model.attention import GatedDeltaAttention
+from sanawm_env.source import WorldSource
 from sanawm_env.state import WorldState
 from sanawm_env.world import WorldModel, computed_at_once
 
@@ -24,12 +25,13 @@ class MemoryProbe:
     and outside `watching` nothing is there.
 
     The gates are no part of a world's state, so they are read on their way; a step that is replayed from CUDA graphs
-    runs no Python, and gives none (captured=False of an environment does). B worlds.
+    runs no Python, and gives none (captured=False of an environment does). The truth has no memory to watch. B worlds.
     """
 
-    def __init__(self, model: WorldModel) -> None:
+    def __init__(self, model: WorldSource) -> None:
         self._model = model
-        attention = {index: block.attn for index, block in enumerate(model.denoiser.blocks)}
+        blocks = model.denoiser.blocks if isinstance(model, WorldModel) else ()
+        attention = {index: block.attn for index, block in enumerate(blocks)}
         self._attention = {index: a for index, a in attention.items() if isinstance(a, GatedDeltaAttention)}
         self.blocks = list(self._attention)
         self._reset()
@@ -38,6 +40,9 @@ class MemoryProbe:
     def watching(self, world: WorldState) -> Iterator[None]:
         """Around one step of these worlds."""
         self._reset()
+        if not isinstance(self._model, WorldModel):
+            yield
+            return
         self._order = torch.cat(computed_at_once(self._model, world.chunk.clamp(max=self._model.settled))).argsort()
         watched = {} if self._model.captured else self._attention
         hooks = [
