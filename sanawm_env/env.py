@@ -16,6 +16,7 @@ from sanawm_env.errors import ConfigError, LifecycleError, SceneError
 from sanawm_env.learned import LearnedEpisodes
 from sanawm_env.model.offload import Offload
 from sanawm_env.placement import Precision
+from sanawm_env.running import SEEDS
 from sanawm_env.snapshot import Snapshot
 from sanawm_env.spaces import action_space, check_choice, observation_space
 from sanawm_env.start import check_seed, read_options
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from sanawm_env.world import WorldModel
 
 RENDER_MODES = ("rgb_array", "rgb_array_list")
-SEEDS = 10**9  # worlds reset without a seed get one below this; held-out rooms start here
 
 
 class Worlds:

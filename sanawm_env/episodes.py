@@ -28,6 +28,7 @@ from sanawm_env.running import (
     Running,
     Shown,
     drop_faulty,
+    fresh_lines,
     fresh_rows,
     judge,
     new_seeds,
@@ -41,6 +42,7 @@ from sanawm_env.state import WorldState
 from sanawm_env.tasks import Columns, Drive, make_task, task_fields
 
 FRAMES = ("all", "last", "none")
+ARRAYS = ("numpy", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,8 @@ class EnvConfig:
     an episode is truncated, None for never. strict: whether an action out of limits raises instead of being clipped and
     counted. scene: what worlds start from when a reset names nothing, as `reset(options={"scene": ...})` takes it; None
     for a room of each world's seed. prompts: a `PromptReader` for a model that reads text; it reads the scene's prompt,
-    "" where there is none.
+    "" where there is none. arrays: what observations, and the frames and latents of `info`, are: "numpy", or "torch"
+    for tensors that stay on the model's device. Rewards, ends and other facts are on the host anyway and stay NumPy.
     """
 
     action_map: str | ActionMap = "diff_drive"
@@ -68,8 +71,10 @@ class EnvConfig:
     strict: bool = False
     scene: Any = None
     prompts: Any = None
+    arrays: str = "numpy"
 
     def __post_init__(self) -> None:
+        check_choice("arrays", self.arrays, ARRAYS)
         check_choice("action_mode", self.action_mode, ACTION_MODES)
         check_choice("observation", self.observation, OBSERVATIONS)
         check_choice("frames", self.frames, FRAMES)
@@ -140,9 +145,14 @@ class Episodes(abc.ABC):
         return self.running
 
     def start(
-        self, seeds: Sequence[int], options: ResetOptions, slots: Sequence[int] | None = None
-    ) -> dict[str, np.ndarray]:
-        """Starts new episodes, one a seed, in all worlds or in the given slots. Facts for `info` have B rows."""
+        self,
+        seeds: Sequence[int],
+        options: ResetOptions,
+        slots: Sequence[int] | None = None,
+        lines: np.ndarray | None = None,
+    ) -> dict[str, Any]:
+        """Starts new episodes, one a seed, in all worlds or in the given slots. Facts for `info` have B rows. lines:
+        see `fresh_rows`; new ones by default."""
         began = time.perf_counter()
         if options.scene is None and options.image is None:
             options = replace(options, scene=self.config.scene)
@@ -152,7 +162,8 @@ class Episodes(abc.ABC):
         columns = {TASK + name: rows for name, rows in task.begin(start.situations).items()}
         world, shown, own = self._begin(start, seeds, options)
         opened = time.perf_counter() - rendered
-        rows = fresh_rows(self.action_map.initial(len(seeds)), start.rooms) | columns | own
+        lines = fresh_lines(seeds) if lines is None else lines
+        rows = fresh_rows(self.action_map.initial(len(seeds)), start.rooms, lines) | columns | own
         fresh = Running(world=world, rows=rows, task=task, scenes=start.geometry, **shown._asdict())
         self.running = fresh if slots is None else self.now.write(list(slots), fresh)
         self.last_timing = {"reset_seconds": time.perf_counter() - began, "model_seconds": opened}
@@ -214,9 +225,11 @@ class Episodes(abc.ABC):
             raise StateError("these worlds have no decoder left (decode=False); fork from ones that have it.")
         if reseed:
             world.seed = new_seeds(world, n)
+        rows = {name: np.repeat(rows, n, axis=0) for name, rows in now.rows.items()}
+        rows["line"] = fresh_lines(new_seeds(world, n, purpose=5).tolist())
         forked.running = Running(
             world=world,
-            rows={name: np.repeat(rows, n, axis=0) for name, rows in now.rows.items()},
+            rows=rows,
             frames=None if now.frames is None else now.frames.repeat_interleave(n, dim=0),
             task=now.task,
             scenes=rooms_of(np.repeat(now.rows["room"], n)),
@@ -265,15 +278,27 @@ class Episodes(abc.ABC):
         shown = (frames[:, -1:] if last else frames).cpu().numpy()
         return shown if frames.is_cuda else shown.copy()
 
+    def _pictures(self, *, last: bool) -> Any:
+        """`frames` as `config.arrays` says."""
+        if self.config.arrays == "numpy":
+            return self.frames(last=last)
+        frames = self.now.frames
+        # After `restore` they lie on the host.
+        return None if frames is None else (frames[:, -1:] if last else frames).to(self.model.device, copy=True)
+
+    def _given(self, array: np.ndarray) -> Any:
+        """An array as `config.arrays` says."""
+        return array if self.config.arrays == "numpy" else torch.from_numpy(array).to(self.model.device)
+
     def observation(self) -> Any:
         """Observations as `spaces.observation_space` lays them out, B rows; None where nothing is decoded."""
-        frames = self.frames(last=self.config.observation != "all")
-        if frames is None:
+        pictures = self._pictures(last=self.config.observation != "all")
+        if pictures is None:
             return None
         if self.config.observation == "all":
-            missing = self.model.config.frames_per_chunk - frames.shape[1]
-            return np.concatenate([frames, np.repeat(frames[:, -1:], missing, axis=1)], axis=1)
-        image = frames[:, 0]
+            frames = self.model.config.frames_per_chunk
+            return pictures[:, np.minimum(np.arange(frames), pictures.shape[1] - 1)]
+        image = pictures[:, 0]
         if self.config.observation == "last":
             return image
         now = self.now
@@ -282,7 +307,7 @@ class Episodes(abc.ABC):
         if self.task.has_goal:  # the space has the entry, whatever task a reset has chosen since
             goal = now.columns.get("goal", pose[:, :3, 3])
             parts["goal"] = np.einsum("bji,bj->bi", pose[:, :3, :3], goal - pose[:, :3, 3]) @ CAMERA_FROM_BODY
-        return {name: part if name == "image" else part.astype(np.float32) for name, part in parts.items()}
+        return {name: part if name == "image" else self._given(part.astype(np.float32)) for name, part in parts.items()}
 
     def _task_for(self, options: ResetOptions, slots: Sequence[int] | None) -> Drive:
         if slots is None:
@@ -358,18 +383,19 @@ class Episodes(abc.ABC):
             "instruction": told,
         }
 
-    def facts(self, poses: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    def facts(self, poses: np.ndarray | None = None) -> dict[str, Any]:
         """What is known of this instant, B rows; poses: [B, T, 4, 4] of the frames shown, the latest one if None."""
         now = self.now
         poses = now.world.pose.numpy()[:, None].copy() if poses is None else poses
-        facts = {
+        facts: dict[str, Any] = {
             "poses": poses,
             "frame": now.world.frame.numpy().copy(),
             "calibrated": ~now.world.units.isnan().numpy(),
         }
-        frames = None if self.config.frames == "none" else self.frames(last=self.config.frames == "last")
+        frames = None if self.config.frames == "none" else self._pictures(last=self.config.frames == "last")
         if frames is not None:
             facts["frames"] = frames
         if now.latents is not None:
-            facts["latents"] = now.latents.cpu().numpy().copy()
+            torched = self.config.arrays == "torch"
+            facts["latents"] = now.latents.clone() if torched else now.latents.cpu().numpy().copy()
         return facts | now.task.describe(now.columns, poses[:, -1])

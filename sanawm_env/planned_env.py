@@ -78,13 +78,17 @@ class PlannedEpisodes(LearnedEpisodes):
         return f"{super().steering} over a planned clip"
 
     def start(
-        self, seeds: Sequence[int], options: ResetOptions, slots: Sequence[int] | None = None
-    ) -> dict[str, np.ndarray]:
+        self,
+        seeds: Sequence[int],
+        options: ResetOptions,
+        slots: Sequence[int] | None = None,
+        lines: np.ndarray | None = None,
+    ) -> dict[str, Any]:
         planned = self._with_plan(options)
         if planned.trajectory is not None:
             poses = self._read_trajectory(planned.trajectory)
             planned = replace(planned, trajectory=poses, pose=poses[0])
-        facts = super().start(seeds, planned, slots)
+        facts = super().start(seeds, planned, slots, lines)
         return facts | {"trajectory": self.now.rows[POSES].copy()}
 
     def _with_plan(self, options: ResetOptions) -> PlannedOptions:

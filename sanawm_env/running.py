@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium.utils import seeding
 
 from sanawm_env.start import NO_ROOM, seconds_to_frames
 from sanawm_env.state import WorldState
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 REASONS = ("", "success", "collision", "horizon", "timeout", "model_fault")
 SUCCESS, COLLISION, HORIZON, TIMEOUT, MODEL_FAULT = range(1, 6)
+SEEDS = 10**9  # worlds reset without a seed get one below this; held-out rooms start here
 TASK = "task."  # prefix of the task's columns among the rows
 
 
@@ -86,10 +89,12 @@ class Judged:
     valid_frames: np.ndarray
 
 
-def fresh_rows(motion: np.ndarray, rooms: np.ndarray) -> Columns:
-    """Rows of episodes that begin. motion: [B, k] at rest. rooms: [B] seeds of their rooms."""
+def fresh_rows(motion: np.ndarray, rooms: np.ndarray, lines: np.ndarray) -> Columns:
+    """Rows of episodes that begin. motion: [B, k] at rest. rooms: [B] seeds of their rooms. lines: [B, 2] first seed of
+    the world and how many episodes it has had since, from which the seed of its next episode follows."""
     count = len(rooms)
     return {
+        "line": lines,
         "motion": motion,
         "velocity": np.zeros((count, 6)),
         "room": rooms,
@@ -99,13 +104,27 @@ def fresh_rows(motion: np.ndarray, rooms: np.ndarray) -> Columns:
     }
 
 
-def new_seeds(world: WorldState, n: int) -> torch.Tensor:
-    """Seeds for n different futures of each world, drawn from its seed and its age."""
+def new_seeds(world: WorldState, n: int, purpose: int = 3) -> torch.Tensor:
+    """Seeds for n different futures of each world, drawn from its seed and its age, others for another purpose."""
     drawn = [
-        np.random.SeedSequence([int(seed), int(chunk), 3, row % n]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        np.random.SeedSequence([int(seed), int(chunk), purpose, row % n]).generate_state(1, np.uint64)[0]
+        >> np.uint64(1)
         for row, (seed, chunk) in enumerate(zip(world.seed.tolist(), world.chunk.tolist(), strict=True))
     ]
     return torch.tensor([int(seed) for seed in drawn], dtype=torch.int64)
+
+
+def fresh_lines(seeds: Sequence[int]) -> np.ndarray:
+    """[B, 2] lines of worlds that begin with these seeds."""
+    return np.array([[seed, 0] for seed in seeds], np.int64).reshape(-1, 2)
+
+
+def next_in_line(line: np.ndarray) -> tuple[int, np.ndarray]:
+    """Seed of a world's next episode and the line [2] it then has: what resets of a single environment, seeded once,
+    would draw one after another."""
+    first, episodes = line.tolist()
+    drawn = seeding.np_random(first)[0].integers(0, SEEDS, size=episodes + 1)
+    return int(drawn[-1]), np.array([first, episodes + 1], np.int64)
 
 
 def judge(now: Running, before: np.ndarray, poses: np.ndarray, fps: float) -> tuple[Judged, Columns]:

@@ -23,7 +23,7 @@ from sanawm_env.state import WorldState
 if TYPE_CHECKING:
     from sanawm_env.source import WorldSource
 
-FORMAT = "sanawm-snapshot-1"
+FORMAT = "sanawm-snapshot-2"
 
 
 @dataclass(frozen=True, kw_only=True)

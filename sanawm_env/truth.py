@@ -1,4 +1,4 @@
-"""The truth of Rooms as an environment: the ray-caster gives the frames, everything else is that of the learned world."""
+"""The truth of Rooms as an environment: the ray-caster gives the frames, all else is that of the learned world."""
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ class TruthEpisodes(Episodes):
 
 
 class RoomsTruthEnv(SanaWMEnv):
-    """Rooms as it is: every frame drawn by the ray-caster, exactly where the camera is. To try policies in, and planners
-    and policies that a learned world has made.
+    """Rooms as it is: every frame drawn by the ray-caster, exactly where the camera is. To try in it what a learned
+    world has made.
 
     bundle: name or folder of the Rooms bundle (or a `WorldModel`) whose clock, frame size and lens it has; no weights
     are read. device: where frames are rendered, the best there is if None. compiled: see `RoomsTruth`. The rest as for
