@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sanawm_env.clips import generate as generate
     from sanawm_env.clips import refine as refine
     from sanawm_env.env import SanaWMEnv as SanaWMEnv
+    from sanawm_env.explore import Explore as Explore
     from sanawm_env.planned_env import PlannedEnv as PlannedEnv
     from sanawm_env.pretrained import from_pretrained as from_pretrained
     from sanawm_env.scene import Scene as Scene
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from sanawm_env.state import WorldState as WorldState
     from sanawm_env.tasks import Drive as Drive
     from sanawm_env.tasks import GoTo as GoTo
+    from sanawm_env.truth import RoomsTruthEnv as RoomsTruthEnv
+    from sanawm_env.truth import RoomsTruthVectorEnv as RoomsTruthVectorEnv
     from sanawm_env.vector_env import SanaWMVectorEnv as SanaWMVectorEnv
     from sanawm_env.world import WorldModel as WorldModel
     from sanawm_env.world import initial as initial
@@ -67,6 +70,9 @@ _HOMES = {
     "WorldState": "state",
     "Drive": "tasks",
     "GoTo": "tasks",
+    "Explore": "explore",
+    "RoomsTruthEnv": "truth",
+    "RoomsTruthVectorEnv": "truth",
     "SanaWMVectorEnv": "vector_env",
     "WorldModel": "world",
     "initial": "world",
@@ -79,7 +85,7 @@ __all__ = [*_HOMES, "SanaWMError", "errors", "register_envs"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; {errors.nearest(name, __all__)}")
-    if name in ("SanaWMEnv", "SanaWMVectorEnv", "PlannedEnv") and importlib.util.find_spec("gymnasium") is None:
+    if name.endswith("Env") and importlib.util.find_spec("gymnasium") is None:
         raise MissingExtraError(f"{name} needs gymnasium, which is not installed; pip install 'gymnasium>=1.2'.")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 

@@ -177,7 +177,7 @@ class Twist(ActionMap):
     time_constant: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_at_least(self, ("max_linear", "max_angular"), "time_constant")
+        check_at_least(self, ("max_linear", "max_angular"), "time_constant")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -218,7 +218,7 @@ class DiffDrive(ActionMap):
     mount_yaw: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_at_least(self, ("max_speed", "max_turn"), "time_constant")
+        check_at_least(self, ("max_speed", "max_turn"), "time_constant")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -241,11 +241,21 @@ class DiffDrive(ActionMap):
         # into the turn.
         chord = distance * np.sinc(left / (2 * np.pi))
         ahead = heading(pose) + self.mount_yaw
-        axle_to_camera = self.mount_forward * _level(ahead) + self.mount_left * _level(ahead + np.pi / 2)
-        moved = pose[:, :3, 3] - axle_to_camera + chord[:, None] * _level(ahead + left / 2)
-        turn = about_vertical(-left)
-        position = moved + (turn @ axle_to_camera[..., None])[..., 0]
-        return homogeneous(turn @ pose[:, :3, :3], position), velocity
+        mount = (self.mount_forward, self.mount_left)
+        return move_on_floor(pose, ahead, mount, chord[:, None] * level(ahead + left / 2), left), velocity
+
+
+def move_on_floor(
+    pose: np.ndarray, ahead: np.ndarray, mount: tuple[float, float], shift: np.ndarray, left: np.ndarray
+) -> np.ndarray:
+    """Camera poses [B, 4, 4] once their robots have moved by `shift` [B, 3] and turned left by `left` [B] radians.
+
+    ahead: [B] heading of the robot. mount: metres forward and to the left of its middle at which the camera sits.
+    """
+    to_camera = mount[0] * level(ahead) + mount[1] * level(ahead + np.pi / 2)
+    moved = pose[:, :3, 3] - to_camera + shift
+    turn = about_vertical(-left)
+    return homogeneous(turn @ pose[:, :3, :3], moved + (turn @ to_camera[..., None])[..., 0])
 
 
 def heading(pose: np.ndarray) -> np.ndarray:
@@ -262,7 +272,7 @@ def heading(pose: np.ndarray) -> np.ndarray:
     return np.arctan2(-x, z)
 
 
-def _level(angle: np.ndarray) -> np.ndarray:
+def level(angle: np.ndarray) -> np.ndarray:
     """Horizontal unit vectors [B, 3] of a heading."""
     return np.stack([-np.sin(angle), np.zeros_like(angle), np.cos(angle)], axis=-1)
 
@@ -340,7 +350,8 @@ def pose_vector(poses: np.ndarray) -> np.ndarray:
 
 
 def make_action_map(name: str, **options: Any) -> ActionMap:
-    """The action map `name` ("twist", "diff_drive", "keys", "pose") with the given options, its dataclass fields.
+    """The action map `name` ("twist", "diff_drive", "holonomic", "quadrotor", "keys", "pose", "kinematic_chain") with the
+    given options, its dataclass fields.
 
     Raises ActionError on an unknown name or option, naming the nearest known one.
     """
@@ -348,6 +359,9 @@ def make_action_map(name: str, **options: Any) -> ActionMap:
     if name not in maps:
         raise ActionError(f"unknown action map {name!r}; {nearest(str(name), maps)}")
     known = [field.name for field in dataclasses.fields(maps[name])]
+    needed = [field.name for field in dataclasses.fields(maps[name]) if field.default is dataclasses.MISSING]
+    if missing := [option for option in needed if option not in options]:
+        raise ActionError(f"action map {name!r} needs {', '.join(missing)}; pass them as its options.")
     for option in options:
         if option not in known:
             raise ActionError(f"unknown option {option!r} of action map {name!r}; {nearest(option, known)}")
@@ -356,8 +370,10 @@ def make_action_map(name: str, **options: Any) -> ActionMap:
 
 def _maps() -> dict[str, type[ActionMap]]:
     from sanawm_env.keys import Keys
+    from sanawm_env.kinematic_chain import KinematicChain
+    from sanawm_env.vehicles import Holonomic, Quadrotor
 
-    return {cls.name: cls for cls in (Twist, DiffDrive, Keys, Pose)}
+    return {cls.name: cls for cls in (Twist, DiffDrive, Holonomic, Quadrotor, Keys, Pose, KinematicChain)}
 
 
 def read_action_map(text: str) -> ActionMap:
@@ -372,7 +388,7 @@ def read_action_map(text: str) -> ActionMap:
         raise ActionError(f"{text!r} is no action map, allowed is the repr of one; restore it.") from error
 
 
-def _check_at_least(chosen: ActionMap, positive: tuple[str, ...], *not_negative: str) -> None:
+def check_at_least(chosen: ActionMap, positive: tuple[str, ...], *not_negative: str) -> None:
     """Raises ActionError unless the named fields are finite and positive, respectively not negative."""
     for name in (*positive, *not_negative):
         value = getattr(chosen, name)

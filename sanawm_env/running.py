@@ -152,6 +152,9 @@ def judge(now: Running, before: np.ndarray, poses: np.ndarray, fps: float) -> tu
         "truncated": np.isin(reason, (HORIZON, TIMEOUT, MODEL_FAULT)),
         "reason": reason,
     }
+    for name, changed in verdict.columns.items():
+        kept = over.reshape(-1, *[1] * (changed.ndim - 1))
+        rows[TASK + name] = np.where(kept, rows[TASK + name], changed)
     rewards = np.where(np.arange(frames) < valid[:, None], verdict.reward, 0.0)
     return Judged(rewards=rewards, end_index=np.where(ended, first, -1), valid_frames=valid), rows
 

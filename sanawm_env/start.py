@@ -140,6 +140,7 @@ def _from_rooms(
     import torch
 
     from sanawm_env.rooms import clearance, sample_scenes
+    from sanawm_env.rooms.collision import FloorPlan
 
     scenes = sample_scenes(rooms)
     poses = _start_poses(scenes, seeds, config, device) if pose is None else _poses(pose, len(seeds))
@@ -151,8 +152,15 @@ def _from_rooms(
             f"object of room {rooms[world]}; pass a free one, or none to have one drawn."
         )
     images, instances = _rendered(scenes, poses[:, None], config.intrinsics, (config.height, config.width), 2, device)
+    plan = FloorPlan.of(scenes)
     situations = [
-        Situation(pose=poses[row], seed=seed, objects=scenes.objects(row), visible=_pixels(instances[row]))
+        Situation(
+            pose=poses[row],
+            seed=seed,
+            objects=scenes.objects(row),
+            visible=_pixels(instances[row]),
+            plan=plan.rows(np.array([row])),
+        )
         for row, seed in enumerate(seeds)
     ]
     return Start(

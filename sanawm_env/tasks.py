@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
 from sanawm_env.config import from_mapping
 from sanawm_env.errors import TaskError, nearest
+
+if TYPE_CHECKING:
+    from sanawm_env.rooms.collision import FloorPlan
 
 Columns = dict[str, np.ndarray]
 
@@ -38,22 +41,26 @@ class Situation:
     """One world at its start.
 
     pose: [4, 4] camera-to-world. seed: of the world. objects: those of the room, None where there is no geometry.
-    visible: pixels that each object covers in the first picture, by instance number.
+    visible: pixels that each object covers in the first picture, by instance number. plan: the room's floor plan (of
+    one row), None where there is no geometry.
     """
 
     pose: np.ndarray
     seed: int
     objects: Sequence[SceneObject] | None
     visible: Mapping[int, int]
+    plan: FloorPlan | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What happened at each frame of a chunk, each [B, F]: reward (float64), success and collision (bool)."""
+    """What happened at each frame of a chunk, each [B, F]: reward (float64), success and collision (bool). columns:
+    those of the task's that the chunk has changed."""
 
     reward: np.ndarray
     success: np.ndarray
     collision: np.ndarray
+    columns: Columns = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,7 @@ class Drive:
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
-        _check_positive(self, "body_radius", "time_limit")
+        check_positive(self, "body_radius", "time_limit")
 
     def begin(self, situations: Sequence[Situation]) -> Columns:
         """Task columns of new episodes, one row each."""
@@ -118,7 +125,7 @@ class GoTo(Drive):
     instance: int | None = None
 
     def __post_init__(self) -> None:
-        _check_positive(self, "body_radius", "time_limit", "reach")
+        check_positive(self, "body_radius", "time_limit", "reach")
 
     def begin(self, situations: Sequence[Situation]) -> Columns:
         """Task columns: goal [B, 3] in metres, goal_radius [B], goal_instance [B], distance [B] at the latest frame."""
@@ -149,10 +156,7 @@ class GoTo(Drive):
 
     def _choose(self, situation: Situation) -> SceneObject:
         if situation.objects is None:
-            raise TaskError(
-                "task 'goto' needs known geometry, and a world started from an image has none; "
-                "use task='drive', or start from a room with options={'scene': seed}."
-            )
+            raise no_geometry(self)
         wanted = {"colour": self.colour, "kind": self.kind, "instance": self.instance}
         fits = [
             one
@@ -179,21 +183,34 @@ def _distance(position: np.ndarray, goal: np.ndarray, radius: np.ndarray) -> np.
     return np.maximum(np.hypot(away[..., 0], away[..., 2]) - radius, 0.0)
 
 
-TASKS: dict[str, type[Drive]] = {cls.name: cls for cls in (Drive, GoTo)}
+def no_geometry(task: Drive) -> TaskError:
+    """The error of a task whose world was started without known geometry."""
+    return TaskError(
+        f"task {task.name!r} needs known geometry, and a world started from an image has none; use task='drive', or "
+        "start from a room with options={'scene': seed}."
+    )
 
 
 def make_task(given: Drive | str | Mapping[str, Any]) -> Drive:
-    """A task from itself, from its name ("goto", "drive"), or from a mapping of its fields with its name under "name".
+    """A task from itself, from its name ("drive", "goto", "explore"), or from a mapping of its fields with its name
+    under "name".
 
     Raises TaskError on an unknown name, ConfigError on an unknown field; both name the nearest known one.
     """
     if isinstance(given, Drive):
         return given
+    tasks = _tasks()
     fields = {"name": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
     name = fields.pop("name", None)
-    if name not in TASKS:
-        raise TaskError(f"unknown task {name if fields else given!r}; {nearest(str(name), TASKS)}")
-    return from_mapping(TASKS[name], fields)
+    if name not in tasks:
+        raise TaskError(f"unknown task {name if fields else given!r}; {nearest(str(name), tasks)}")
+    return from_mapping(tasks[name], fields)
+
+
+def _tasks() -> dict[str, type[Drive]]:
+    from sanawm_env.explore import Explore
+
+    return {cls.name: cls for cls in (Drive, GoTo, Explore)}
 
 
 def task_fields(task: Drive) -> dict[str, Any]:
@@ -201,7 +218,7 @@ def task_fields(task: Drive) -> dict[str, Any]:
     return {"name": task.name, **dataclasses.asdict(task)}
 
 
-def _check_positive(task: Drive, *names: str) -> None:
+def check_positive(task: Drive, *names: str) -> None:
     for name in names:
         value = getattr(task, name)
         if value is not None and not value > 0:

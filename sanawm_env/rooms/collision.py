@@ -61,3 +61,27 @@ class FloorPlan:
         furniture = (np.sqrt(beyond_x * beyond_x + beyond_z * beyond_z) + inside - radius).min(axis=-1)
         walls = np.minimum(self.half_size[:, 0, None] - np.abs(x), self.half_size[:, 2, None] - np.abs(z))
         return np.minimum(furniture, walls)
+
+    def sight(self, x: np.ndarray, z: np.ndarray, along: np.ndarray) -> np.ndarray:
+        """Metres [B, N, R] from points x, z [B, N] inside the room to the first wall or furniture along directions
+        [B, N, R], angles as `actions.heading` has them: 0 along +z, positive towards -x. Round furniture counts as the
+        square around it."""
+        cx, cz, hx, hz, cos, sin, radius = (column[..., None, :] for column in self._columns)
+        from_x, from_z = x[..., None, None] - cx, z[..., None, None] - cz
+        step_x, step_z = -np.sin(along)[..., None], np.cos(along)[..., None]
+        first = _slab(cos * from_x + sin * from_z, cos * step_x + sin * step_z, hx + radius)
+        second = _slab(cos * from_z - sin * from_x, cos * step_z - sin * step_x, hz + radius)
+        enter, leave = np.maximum(first[0], second[0]), np.minimum(first[1], second[1])
+        furniture = np.where((enter <= leave) & (leave > 0), np.maximum(enter, 0.0), np.inf).min(axis=-1)
+        ends = [
+            _slab(place[..., None], step[..., 0], self.half_size[:, axis, None, None])[1]
+            for place, step, axis in ((x, step_x, 0), (z, step_z, 2))
+        ]
+        return np.minimum(furniture, np.minimum(*ends))
+
+
+def _slab(place: np.ndarray, step: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Along a ray, where it enters and leaves the slab -half .. half."""
+    step = np.where(np.abs(step) < 1e-12, 1e-12, step)
+    one, other = (-half - place) / step, (half - place) / step
+    return np.minimum(one, other), np.maximum(one, other)
