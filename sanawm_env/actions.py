@@ -350,8 +350,8 @@ def pose_vector(poses: np.ndarray) -> np.ndarray:
 
 
 def make_action_map(name: str, **options: Any) -> ActionMap:
-    """The action map `name` ("twist", "diff_drive", "holonomic", "quadrotor", "keys", "pose", "kinematic_chain") with the
-    given options, its dataclass fields.
+    """The action map `name` ("twist", "diff_drive", "holonomic", "quadrotor", "keys", "pose", "kinematic_chain") with
+    the given options, its dataclass fields.
 
     Raises ActionError on an unknown name or option, naming the nearest known one.
     """

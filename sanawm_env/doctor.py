@@ -20,6 +20,7 @@ import torch
 
 from sanawm_env import bundle
 from sanawm_env.benchmarks.machine import machine
+from sanawm_env.capacity import host_memory
 from sanawm_env.hub import cached_repository, cached_snapshot
 from sanawm_env.kernels.backend import fused_obstacle, native_bf16
 from sanawm_env.model.quantised import LowPrecision
@@ -88,7 +89,7 @@ def examine(bench: Path = BENCH) -> dict[str, Any]:
     """Everything `sanawm doctor` tells, as JSON: sizes in bytes unless the key ends in _gb. bench: table of speeds."""
     device = find_device(None)
     gpus, reason = _gpus()
-    memory = _memory()
+    memory = host_memory()
     free = gpus[0]["memory_free_bytes"] if gpus else memory["available_bytes"]
     # Without a GPU the weights are in host memory anyway, and offloading saves nothing.
     host = memory["available_bytes"] if gpus else 0
@@ -172,28 +173,6 @@ def _gpus() -> tuple[list[dict[str, Any]], str | None]:
     if not Path("/proc/driver/nvidia").exists():
         return [], "no NVIDIA driver is loaded here; install one, or pass the GPU into this container"
     return [], "the driver is loaded, but torch sees no device; update the driver to what this torch was built for"
-
-
-def _memory() -> dict[str, int | None]:
-    """Bytes of the machine or, where that is less, of the control group this process is confined to."""
-    total: int | None = None
-    available: int | None = None
-    listing = Path("/proc/meminfo")
-    if listing.exists():
-        lines = (line.split() for line in listing.read_text().splitlines())
-        told = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) > 1}
-        total, available = told.get("MemTotal"), told.get("MemAvailable")
-    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    if limit is not None and used is not None and (total is None or limit < total):
-        total, available = limit, min(limit - used, limit if available is None else available)
-    return {"total_bytes": total, "available_bytes": available}
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _version(distribution: str) -> str | None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from sanawm_env.actions import ActionMap
 from sanawm_env.config import from_mapping
-from sanawm_env.episodes import EnvConfig, Episodes
+from sanawm_env.env_config import EnvConfig
+from sanawm_env.episodes import Episodes
 from sanawm_env.errors import ConfigError, LifecycleError, SceneError
 from sanawm_env.learned import LearnedEpisodes
 from sanawm_env.model.offload import Offload
@@ -178,7 +179,7 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
     of which `model.execution` says what runs. offload: None, or "parts" or "blocks" of `bundle.load`. captured: whether
     steps are replayed from CUDA graphs; None where they can be. render_mode: None, "rgb_array" (the newest frame) or
     "rgb_array_list" (all frames since the last call); to watch live, wrap the environment in
-    `wrappers.rerun_log.LogToRerun`. options: the fields of `episodes.EnvConfig`: action_map, action_options,
+    `wrappers.rerun_log.LogToRerun`. options: the fields of `env_config.EnvConfig`: action_map, action_options,
     action_mode, observation, frames, latents, task, horizon, strict.
 
     `step` returns exactly F frames; k steps after a reset make 1 + kF. The reward is the sum over the chunk's frames

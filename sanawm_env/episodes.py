@@ -10,15 +10,16 @@ import abc
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from sanawm_env.actions import ActionMap, make_action_map
-from sanawm_env.errors import ActionError, ConfigError, StateError, TaskError
+from sanawm_env.capacity import COPIES, check_capacity
+from sanawm_env.env_config import EnvConfig, is_count
+from sanawm_env.errors import ActionError, StateError, TaskError
 from sanawm_env.rigid import CAMERA_FROM_BODY, body_velocity
 from sanawm_env.running import (
     REASONS,
@@ -36,58 +37,9 @@ from sanawm_env.running import (
 )
 from sanawm_env.snapshot import Snapshot, check_fits
 from sanawm_env.source import WorldSource
-from sanawm_env.spaces import ACTION_MODES, OBSERVATIONS, check_choice
 from sanawm_env.start import ResetOptions, Start, make_start
 from sanawm_env.state import WorldState
 from sanawm_env.tasks import Columns, Drive, make_task, task_fields
-
-FRAMES = ("all", "last", "none")
-ARRAYS = ("numpy", "torch")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnvConfig:
-    """How an environment presents its worlds.
-
-    action_map: a name for `make_action_map`, built with action_options, or a map. action_mode: an action is held for
-    the chunk ("hold", [A]) or given for each of its frames ("per_frame", [F, A]). observation: "last", "all" or "dict",
-    see `spaces.observation_space`. frames: which frames `info` carries, "all", "last" or "none". latents: whether it
-    also carries the latents that they are decoded from. task: its name, mapping or itself. horizon: frames after which
-    an episode is truncated, None for never. strict: whether an action out of limits raises instead of being clipped and
-    counted. scene: what worlds start from when a reset names nothing, as `reset(options={"scene": ...})` takes it; None
-    for a room of each world's seed. prompts: a `PromptReader` for a model that reads text; it reads the scene's prompt,
-    "" where there is none. arrays: what observations, and the frames and latents of `info`, are: "numpy", or "torch"
-    for tensors that stay on the model's device. Rewards, ends and other facts are on the host anyway and stay NumPy.
-    """
-
-    action_map: str | ActionMap = "diff_drive"
-    action_options: Mapping[str, Any] = field(default_factory=dict)
-    action_mode: str = "hold"
-    observation: str = "last"
-    frames: str = "all"
-    latents: bool = False
-    task: Any = "goto"
-    horizon: int | None = None
-    strict: bool = False
-    scene: Any = None
-    prompts: Any = None
-    arrays: str = "numpy"
-
-    def __post_init__(self) -> None:
-        check_choice("arrays", self.arrays, ARRAYS)
-        check_choice("action_mode", self.action_mode, ACTION_MODES)
-        check_choice("observation", self.observation, OBSERVATIONS)
-        check_choice("frames", self.frames, FRAMES)
-        if self.horizon is not None and not is_count(self.horizon):
-            raise ConfigError(f"horizon is {self.horizon!r}, allowed is a number of frames >= 1, or None for no end.")
-
-    def make_map(self) -> ActionMap:
-        """The action map."""
-        if not isinstance(self.action_map, ActionMap):
-            return make_action_map(self.action_map, **self.action_options)
-        if self.action_options:
-            raise ConfigError("action_options were given with a finished action map; set them on the map, or name it.")
-        return self.action_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +50,6 @@ class Outcome:
     terminated: np.ndarray
     truncated: np.ndarray
     info: dict[str, np.ndarray]
-
-
-def is_count(value: Any) -> bool:
-    """Whether the value is a whole number of at least 1."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 class Episodes(abc.ABC):
@@ -120,12 +67,21 @@ class Episodes(abc.ABC):
         self.model = model
         self.config = config
         self.batch = batch
+        if batch > 1:
+            state = model.empty_state(1).nbytes()["total"]
+            check_capacity(batch, COPIES * state + self._frame_bytes, model.device)
         self.action_map = config.make_map()
         self.task = make_task(config.task)
         self.running: Running | None = None
         self.decode = True
         self.last_timing: dict[str, float] = {}
         self.last_latents: torch.Tensor | None = None
+
+    @property
+    def _frame_bytes(self) -> int:
+        """Bytes of what a world shows of a chunk."""
+        shape = self.model.config
+        return shape.frames_per_chunk * shape.height * shape.width * 3
 
     @classmethod
     @abc.abstractmethod
@@ -218,6 +174,8 @@ class Episodes(abc.ABC):
         if not is_count(n):
             raise StateError(f"fork got n = {n!r}, allowed is a whole number >= 1; pass how many futures to make.")
         n, now = int(n), self.now
+        each = COPIES * now.world.nbytes()["total"] // self.batch + (self._frame_bytes if decode else 0)
+        check_capacity(n * self.batch, each, self.model.device, what="the number of futures")
         forked = copy.copy(self)
         forked.batch, forked.decode = self.batch * n, decode
         world = (now.world if decode or now.world.decoder is None else now.world.plan()).fork(n)

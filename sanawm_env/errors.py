@@ -34,6 +34,10 @@ class BundleError(SanaWMError, ValueError):
     """A bundle that is missing, damaged or of another kind."""
 
 
+class SpaceError(SanaWMError, ValueError):
+    """A policy made for other observations or actions than an environment's."""
+
+
 class StateError(SanaWMError, RuntimeError):
     """A world state used where it does not fit."""
 

@@ -1,4 +1,4 @@
-"""The task of seeing a whole room: reward for floor that comes into view, from camera poses and the floor plan alone."""
+"""The task of seeing a whole room: reward for floor that comes into view, from camera poses and floor plan alone."""
 
 from __future__ import annotations
 

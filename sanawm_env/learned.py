@@ -11,7 +11,8 @@ import torch
 
 from sanawm_env import world as worlds
 from sanawm_env.bundle import open_model
-from sanawm_env.episodes import EnvConfig, Episodes
+from sanawm_env.env_config import EnvConfig
+from sanawm_env.episodes import Episodes
 from sanawm_env.errors import ConfigError
 from sanawm_env.running import Shown
 from sanawm_env.source import WorldSource

@@ -18,7 +18,8 @@ from sanawm_env.actions import DiffDrive
 from sanawm_env.camera import check_rigid
 from sanawm_env.clips import generate
 from sanawm_env.env import SanaWMEnv
-from sanawm_env.episodes import EnvConfig, Episodes
+from sanawm_env.env_config import EnvConfig
+from sanawm_env.episodes import Episodes
 from sanawm_env.errors import ActionError, ConfigError, LifecycleError, PoseError, SceneError, StateError
 from sanawm_env.learned import LearnedEpisodes
 from sanawm_env.running import Shown

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sanawm_env.actions import ActionMap
-from sanawm_env.errors import ConfigError, nearest
+from sanawm_env.errors import ConfigError, SpaceError, nearest
 
 ACTION_MODES = ("hold", "per_frame")
 OBSERVATIONS = ("last", "all", "dict")
@@ -54,6 +54,35 @@ def observation_space(kind: str, frames: int, height: int, width: int, *, goal: 
     if goal:
         parts["goal"] = spaces.Box(-POSITION_LIMIT, POSITION_LIMIT, (3,), np.float32)
     return spaces.Dict(parts)
+
+
+def check_policy(policy: Any, env: Any) -> None:
+    """SpaceError unless a policy with `observation_space` and `action_space` (as stable-baselines3's have) was made for
+    the spaces of an environment, of one world of it where it is a vector environment."""
+    for name in ("observation_space", "action_space"):
+        wanted, given = getattr(policy, name, None), getattr(env, f"single_{name}", getattr(env, name))
+        if not isinstance(wanted, spaces.Space):
+            raise SpaceError(f"the policy's {name} is {wanted!r}, allowed is a Gymnasium space; set it on the policy.")
+        if difference := _difference(wanted, given):
+            where, mine, theirs = difference
+            option = "observation" if name == "observation_space" else "action_map, action_options and action_mode"
+            raise SpaceError(
+                f"the policy was made for {name}{where} {mine}, the environment has {theirs}; make the environment "
+                f"with the {option} that the policy was trained with, or adapt it by a wrapper."
+            )
+
+
+def _difference(one: spaces.Space[Any], other: spaces.Space[Any]) -> tuple[str, str, str] | None:
+    """Where two spaces differ and what they are there, None where they are equal."""
+    if one == other:
+        return None
+    if isinstance(one, spaces.Dict) and isinstance(other, spaces.Dict):
+        for key in one.spaces | other.spaces:
+            if key not in one.spaces or key not in other.spaces:
+                return f"[{key!r}]", str(one.spaces.get(key, "nothing")), str(other.spaces.get(key, "nothing"))
+            if deeper := _difference(one[key], other[key]):
+                return f"[{key!r}]{deeper[0]}", *deeper[1:]
+    return "", str(one), str(other)
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from sanawm_env import bundle as bundles
 from sanawm_env.config import from_mapping
 from sanawm_env.env import SanaWMEnv
-from sanawm_env.episodes import EnvConfig, Episodes
+from sanawm_env.env_config import EnvConfig
+from sanawm_env.episodes import Episodes
 from sanawm_env.errors import ConfigError, SceneError
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.placement import find_device

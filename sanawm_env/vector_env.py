@@ -14,7 +14,8 @@ from gymnasium.vector.utils import batch_space
 from sanawm_env import autoreset
 from sanawm_env.autoreset import masked
 from sanawm_env.env import RENDER_MODES, Worlds, check_options
-from sanawm_env.episodes import Episodes, is_count
+from sanawm_env.env_config import is_count
+from sanawm_env.episodes import Episodes
 from sanawm_env.errors import ConfigError, SceneError
 from sanawm_env.running import SEEDS, fresh_lines, next_in_line
 from sanawm_env.start import check_seed, read_options

@@ -16,7 +16,7 @@ from sanawm_env import world as worlds
 from sanawm_env.actions import read_action_map
 from sanawm_env.datasets.codec import picture_codec
 from sanawm_env.datasets.reader import EpisodeStore
-from sanawm_env.episodes import EnvConfig
+from sanawm_env.env_config import EnvConfig
 from sanawm_env.errors import BundleError, ConfigError, StorageError
 from sanawm_env.generation.worker import threads
 from sanawm_env.learned import LearnedEpisodes

@@ -41,7 +41,7 @@ def picture(height: int = 32, width: int = 40) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("action_map", ["diff_drive", "twist", "keys", "pose"])
+@pytest.mark.parametrize("action_map", ["diff_drive", "holonomic", "quadrotor", "twist", "keys", "pose"])
 @pytest.mark.parametrize("mode", ["hold", "per_frame"])
 def test_every_action_map_samples_and_steps(tiny_model: WorldModel, action_map: str, mode: str) -> None:
     env = SanaWMEnv(tiny_model, action_map=action_map, action_mode=mode)

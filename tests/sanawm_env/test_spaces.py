@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from gymnasium import spaces
 
 from sanawm_env.actions import make_action_map
-from sanawm_env.errors import ConfigError
-from sanawm_env.spaces import action_space, observation_space
+from sanawm_env.errors import ConfigError, SpaceError
+from sanawm_env.spaces import action_space, check_policy, observation_space
+from sanawm_env.vector_env import SanaWMVectorEnv
+from sanawm_env.world import WorldModel
 
 
 @pytest.mark.parametrize("name", ["twist", "diff_drive", "keys"])
@@ -44,3 +48,19 @@ def test_wrong_words_are_named() -> None:
         action_space(make_action_map("twist"), "perframe", 8)
     with pytest.raises(ConfigError, match="observation is 'pixels'"):
         observation_space("pixels", 8, 32, 40, goal=False)
+
+
+def test_a_policy_made_for_other_spaces_is_refused(tiny_model: WorldModel) -> None:
+    env = SanaWMVectorEnv(2, tiny_model, observation="dict")
+    fits = SimpleNamespace(observation_space=env.single_observation_space, action_space=env.single_action_space)
+    check_policy(fits, env)
+    larger = spaces.Dict({**env.single_observation_space.spaces, "image": spaces.Box(0, 255, (64, 64, 3), np.uint8)})
+    with pytest.raises(SpaceError, match=r"observation_space\['image'\] Box.*64, 64, 3.*has Box.*32, 40, 3"):
+        check_policy(SimpleNamespace(observation_space=larger, action_space=fits.action_space), env)
+    fewer = spaces.Dict({name: part for name, part in env.single_observation_space.items() if name != "goal"})
+    with pytest.raises(SpaceError, match=r"observation_space\['goal'\] nothing, the environment has Box"):
+        check_policy(SimpleNamespace(observation_space=fewer, action_space=fits.action_space), env)
+    with pytest.raises(SpaceError, match=r"action_space Discrete\(3\), the environment has Box.*action_mode"):
+        check_policy(SimpleNamespace(observation_space=fits.observation_space, action_space=spaces.Discrete(3)), env)
+    with pytest.raises(SpaceError, match="action_space is None, allowed is a Gymnasium space"):
+        check_policy(SimpleNamespace(observation_space=fits.observation_space), env)

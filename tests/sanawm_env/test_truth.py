@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -9,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.errors import ConfigError, SceneError, StateError
 from sanawm_env.rooms import render, sample_scenes
 from sanawm_env.testing import EnvironmentContract
 from sanawm_env.truth import RoomsTruthEnv, RoomsTruthVectorEnv
 from sanawm_env.vector_env import SanaWMVectorEnv
 from sanawm_env.world import WorldModel
+from sanawm_env.wrappers.episodes import StoreEpisodes
+from sanawm_env.wrappers.rerun_log import LogToRerun
 
 
 class TestRoomsTruth(EnvironmentContract):
@@ -88,3 +92,15 @@ def test_what_the_truth_cannot_be(tiny_model: WorldModel) -> None:
     learned = gymnasium.make("sanawm_env/Rooms-v0", bundle=tiny_model)
     with pytest.raises(StateError, match="make the environment with the bundle that took it"):
         learned.unwrapped.set_state(env.get_state())  # type: ignore[attr-defined]
+
+
+def test_the_truth_is_logged_and_stored_as_a_learned_world_is(tiny_model: WorldModel, tmp_path: Path) -> None:
+    env = RoomsTruthEnv(tiny_model, task="drive", horizon=16)
+    logged = LogToRerun(StoreEpisodes(env, tmp_path / "truth.zarr"), tmp_path / "truth.rrd")
+    _, first = logged.reset(seed=1)
+    infos = [logged.step([0.2, 0.1])[4] for _ in range(2)]
+    logged.close()
+    assert (tmp_path / "truth.rrd").stat().st_size > 1000
+    store = EpisodeStore(tmp_path / "truth.zarr")
+    assert store.provenance(0).bundle == "tiny-truth"
+    assert len(infos[0]["frames"]) == 8 and first["frame"] == 0

@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
+from sanawm_env import capacity
 from sanawm_env.env import SanaWMEnv
 from sanawm_env.errors import ConfigError
 from sanawm_env.testing import assert_same, row_of
@@ -191,3 +192,26 @@ def test_a_tensor_of_the_environment_is_the_callers_own(tiny_model: WorldModel) 
     shown = env.render()
     observation.zero_(), info["frames"].zero_()
     np.testing.assert_array_equal(env.render(), shown)
+
+
+def test_more_worlds_than_memory_are_refused_with_what_fits(
+    tiny_model: WorldModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = 2 * tiny_model.empty_state(1).nbytes()["total"] + 8 * 32 * 40 * 3
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 10 * each + 5)
+    with pytest.raises(ConfigError, match=rf"num_envs is 11: a world takes {each:,} bytes on 'cpu'.*at most 10\."):
+        SanaWMVectorEnv(11, tiny_model)
+    env = SanaWMVectorEnv(2, tiny_model, task="drive")
+    env.reset(seed=0)
+    env.fork(5)
+    with pytest.raises(ConfigError, match=r"the number of futures is 12: .*at most 10\."):
+        env.fork(6)
+    observation = env.step(ACTIONS[:2])[0]  # and goes on
+    assert observation.shape == (2, 32, 40, 3)
+
+
+def test_free_memory_is_known_here() -> None:
+    told = capacity.host_memory()
+    assert told["total_bytes"] is not None and told["available_bytes"] is not None
+    assert 0 < told["available_bytes"] <= told["total_bytes"]
+    assert capacity.free_bytes(torch.device("cpu")) is not None
