@@ -18,7 +18,7 @@ def check_capacity(worlds: int, each: int, device: torch.device, what: str = "nu
         return
     raise ConfigError(
         f"{what} is {worlds}: a world takes {each:,} bytes on {str(device)!r}, these {worlds * each:,}, and {free:,} "
-        f"are free; allowed are at most {free // each}. Run fewer, several batches after one another, or a smaller model."
+        f"are free; allowed are at most {free // each}. Run fewer, or several batches one after another."
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from sanawm_env.actions import ActionMap
 from sanawm_env.config import from_mapping
@@ -155,6 +156,17 @@ class Worlds:
         self._check_open()
         self._episodes.restore(state)
         self.np_random.bit_generator.state = state.rng
+
+    def check_recordable(self) -> None:
+        """ConfigError where a recording could not tell one episode's steps from the next one's, or not read them."""
+        mode = self.metadata.get("autoreset_mode", AutoresetMode.DISABLED)
+        if mode is not AutoresetMode.DISABLED:
+            raise ConfigError(
+                f"autoreset_mode is {mode.value!r}, and recordings are of episodes that are reset by hand; use "
+                "'Disabled', and reset(options={'reset_mask': ...}) where worlds have ended."
+            )
+        if self._episodes.config.arrays != "numpy":
+            raise ConfigError("recordings read arrays='numpy'; build the environment without arrays='torch'.")
 
     def _check_open(self) -> None:
         if self.closed:

@@ -55,6 +55,7 @@ class EpisodeLog(RunningEpisodes):
                 f"{type(env).__name__} has no world to record; wrap an environment of sanawm_env, or use "
                 "wrappers.record for one that has a camera."
             )
+        env.check_recordable()
         check_choice("keep", keep, tuple(DROPPED))
         if keep != "frames" and not env.gives_latents:
             raise ConfigError(f"keep is {keep!r}, but info has no latents; build the environment with latents=True.")

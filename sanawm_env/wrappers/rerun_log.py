@@ -45,6 +45,7 @@ class RerunLog:
     ) -> None:
         if not isinstance(env, Worlds):
             raise ConfigError(f"{type(env).__name__} has no world to log; wrap an environment of sanawm_env.")
+        env.check_recordable()
         if memory_every < 0:
             raise ConfigError(f"memory_every is {memory_every}, allowed is a number of steps, or 0 for never.")
         self.env, self.memory_every = env, memory_every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -18,6 +19,8 @@ from sanawm_env.testing import assert_same, row_of
 from sanawm_env.truth import RoomsTruthEnv, RoomsTruthVectorEnv
 from sanawm_env.vector_env import SanaWMVectorEnv
 from sanawm_env.world import WorldModel
+from sanawm_env.wrappers.episodes import StoreVectorEpisodes
+from sanawm_env.wrappers.rerun_log import LogVectorToRerun
 
 SEEDS = [18, 0, 10**9 + 2]  # straight ahead, the first hits something in the second chunk, the others later
 KINDS = [(SanaWMEnv, SanaWMVectorEnv), (RoomsTruthEnv, RoomsTruthVectorEnv)]
@@ -215,3 +218,14 @@ def test_free_memory_is_known_here() -> None:
     assert told["total_bytes"] is not None and told["available_bytes"] is not None
     assert 0 < told["available_bytes"] <= told["total_bytes"]
     assert capacity.free_bytes(torch.device("cpu")) is not None
+
+
+@pytest.mark.parametrize("options", [{"autoreset_mode": "SameStep"}, {"arrays": "torch"}])
+def test_recordings_need_episodes_reset_by_hand_and_arrays(
+    tiny_model: WorldModel, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    env = SanaWMVectorEnv(2, tiny_model, frames="all", **options)
+    for wrap in (StoreVectorEpisodes, LogVectorToRerun):
+        with pytest.raises(ConfigError, match="recordings"):
+            wrap(env, tmp_path / "place")
+    assert not (tmp_path / "place").exists()
