@@ -64,7 +64,8 @@ def advance(model: WorldModel, state: WorldState, asked: Asked, chunks: ChunkGri
     config = model.config
     clean = state.first_latent[:, None] if chunks.opening else None
     with on_device(model.denoiser):
-        given = model.denoiser.read(conditioning(model, state, asked, chunks), config.grid)
+        seen = conditioning(model, state, chunks, asked.poses, asked.intrinsics, asked.position)
+        given = model.denoiser.read(seen, config.grid)
         latents = denoise(model.denoiser, config.timesteps, asked.noise, given, chunks, state.memory, clean)
         # What later chunks read always comes from one more pass over the finished latents at noise level 0.
         quiet = torch.zeros(latents.shape[:2], device=latents.device)
@@ -88,13 +89,15 @@ def advance(model: WorldModel, state: WorldState, asked: Asked, chunks: ChunkGri
     )
 
 
-def conditioning(model: WorldModel, state: WorldState, asked: Asked, chunks: ChunkGrid) -> Conditioning:
-    """Rays, positions and text of the next chunk."""
+def conditioning(
+    model: WorldModel, state: WorldState, chunks: ChunkGrid, poses: Tensor, intrinsics: Tensor, position: Tensor
+) -> Conditioning:
+    """Rays, positions and text of the next chunk; poses, intrinsics and position as of `Asked`."""
     config = model.config
     return condition(
-        asked.poses,
-        asked.intrinsics,
-        asked.position,
+        poses,
+        intrinsics,
+        position,
         temporal_stride=config.temporal_stride,
         spatial_stride=config.spatial_stride,
         grid=config.grid,

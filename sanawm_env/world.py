@@ -252,31 +252,31 @@ def _advance(
 
 def told(model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid) -> Conditioning:
     """Conditioning of the next chunk along poses [B, F, 4, 4], on the model's device."""
-    return conditioning(model, state, _asked(model, state, path, chunks), chunks)
+    return conditioning(model, state, chunks, *_view(model, state, path, chunks))
 
 
-def _asked(
-    model: WorldModel,
-    state: WorldState,
-    path: Tensor,
-    chunks: ChunkGrid,
-    noise: Tensor | None = None,
-    *,
-    refining: bool = False,
-) -> Asked:
-    """What the next chunk is told: poses relative to each world's first camera, in model units; noise by seed and age
-    where none is given.
-    """
-    config, device = model.config, model.device
+def _view(model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """Poses, relative to each world's first camera and in model units, intrinsics and positions of the next chunk."""
+    device = model.device
     whole = torch.cat([state.pose[:, None], path], dim=1) if chunks.opening else path
     seen = relative_poses(state.origin, whole)
     seen[..., :3, 3] *= state.units.nan_to_num(1.0)[:, None, None]
-    start = torch.where(state.chunk == 0, 0, 1 + config.chunk_latents * state.chunk)
+    start = torch.where(state.chunk == 0, 0, 1 + model.config.chunk_latents * state.chunk)
+    position = start[:, None] + torch.arange(chunks.frames)
+    return seen.float().to(device), state.intrinsics.to(device), position.to(device)
+
+
+def _asked(
+    model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid, noise: Tensor | None, *, refining: bool
+) -> Asked:
+    """What the next chunk is told; noise by seed and age where none is given."""
+    config, device = model.config, model.device
+    poses, intrinsics, position = _view(model, state, path, chunks)
     shape = (config.chunk_latents, config.denoiser.in_channels, *config.grid)
     asked = Asked(
-        poses=seen.float().to(device),
-        intrinsics=state.intrinsics.to(device),
-        position=(start[:, None] + torch.arange(chunks.frames)).to(device),
+        poses=poses,
+        intrinsics=intrinsics,
+        position=position,
         noise=normal(state.seed, state.chunk, 0, shape, device=device) if noise is None else noise.to(device),
     )
     if not refining:

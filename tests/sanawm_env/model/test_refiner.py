@@ -13,18 +13,14 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.transformers import transformer_sana_wm_refiner as oracle
-from tests.public_layouts import tiny_refiner
+from tests.refiner_parts import CAPTION, CHANNELS, GRID, WORDS, build, clips, prompts
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sanawm_env.errors import ConfigError, StateError
 from sanawm_env.kernels.philox import normal
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.refiner_state import RefinerConfig, RefinerState
 
-GRID = (2, 3)
-CHANNELS, CAPTION, WORDS = 6, 12, 5
-TINY = tiny_refiner(CHANNELS)
 # Diffusers computes angles of up to theta radians in single precision, we in double: with the released theta the angles
 # of one minute differ by up to 4e-3 at the fastest lanes, which bounds the agreement. A small theta shows the rest.
 SLOW = {"rope_theta": 50.0}
@@ -43,16 +39,6 @@ CASES = [
 ]
 
 
-def build(config: RefinerConfig | None = None, **changes: Any) -> Refiner:
-    torch.manual_seed(0)
-    refiner = Refiner(config or RefinerConfig(), TINY | changes).eval().requires_grad_(False)
-    for name, weight in refiner.named_parameters():
-        # Shifts, scales and gates of order 1, so that every part of a layer counts.
-        if name.endswith("scale_shift_table"):
-            weight.copy_(torch.randn_like(weight))
-    return refiner
-
-
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(1)
@@ -61,16 +47,6 @@ def seeded() -> None:
 @pytest.fixture(scope="module")
 def refiner() -> Refiner:
     return build()
-
-
-def prompts(batch: int = 2) -> tuple[Tensor, Tensor]:
-    mask = torch.ones(batch, WORDS)
-    mask[0, 0] = 0
-    return torch.randn(batch, WORDS, CAPTION), mask
-
-
-def clips(frames: int, batch: int = 2) -> Tensor:
-    return torch.randn(batch, frames, CHANNELS, *GRID)
 
 
 def stream(
@@ -346,62 +322,3 @@ def test_bf16_weights_keep_their_state_in_bf16_and_the_latents_in_fp32(refiner: 
     assert refined.dtype == torch.float32
     assert {x.dtype for name, x in states[-1].tensors().items() if name != "position"} == {torch.bfloat16}
     assert (refined - expected).square().mean() < 1e-4 * expected.square().mean()
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"kv_max_frames": 3}, "kv_max_frames is 3, allowed >= 4"),
-        ({"kv_max_frames": 6, "block_latents": 6}, "kv_max_frames is 6, allowed >= 7"),
-        ({"block_latents": 0}, "block_latents is 0"),
-        ({"sink": 0}, "sink is 0"),
-        ({"sigmas": (0.7, 0.9, 0.0)}, "sigmas are"),
-        ({"sigmas": (0.9, 0.7)}, "sigmas are"),
-        ({"sigmas": (0.0,)}, "sigmas are"),
-        ({"fps": 0.0}, "fps is 0.0"),
-        ({"spatial_stride": 0}, "spatial_stride is 0"),
-    ],
-)
-def test_wrong_configurations_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        RefinerConfig(**changes)
-
-
-def test_wrong_transformers_are_refused(refiner: Refiner) -> None:
-    with pytest.raises(ConfigError, match="transformer is a Linear"):
-        Refiner(RefinerConfig(), torch.nn.Linear(2, 2))
-    with pytest.raises(ConfigError, match="cross_attn_mod is True"):
-        Refiner(RefinerConfig(), TINY | {"cross_attn_mod": True})
-    with pytest.raises(ConfigError, match="patch_size is 2"):
-        Refiner(RefinerConfig(), TINY | {"patch_size": 2})
-    with pytest.raises(ConfigError, match="vae_scale_factors"):
-        Refiner(RefinerConfig(spatial_stride=16), refiner.transformer)
-
-
-def test_wrong_inputs_are_refused(refiner: Refiner) -> None:
-    latents, noise, (text, mask) = clips(4), clips(3), prompts()
-    empty = refiner.empty_state(2, GRID)
-    opened = refiner.open(empty, latents[:, :1], text, mask)
-    block = latents[:, 1:]
-    with pytest.raises(StateError, match="begin each with `open`"):
-        refiner.refine(empty, block, noise, text, mask)
-    with pytest.raises(StateError, match="take `empty_state`"):
-        refiner.open(opened, latents[:, :1], text, mask)
-    with pytest.raises(StateError, match="first: shape"):
-        refiner.open(empty, latents[:, 0], text, mask)
-    with pytest.raises(StateError, match="latents: shape"):
-        refiner.refine(opened, block[:, :2], noise, text, mask)
-    with pytest.raises(StateError, match="latents: shape"):
-        refiner.refine(opened, block.transpose(3, 4), noise, text, mask)
-    with pytest.raises(StateError, match="noise: shape"):
-        refiner.refine(opened, block, noise[:1], text, mask)
-    with pytest.raises(StateError, match="text has shape"):
-        refiner.refine(opened, block, noise, text[:1], mask)
-    with pytest.raises(StateError, match="text_mask has shape"):
-        refiner.refine(opened, block, noise, text, mask[:, :2])
-    with pytest.raises(StateError, match="the state has 2 layers"):
-        Refiner(RefinerConfig(kv_max_frames=8), refiner.transformer).refine(opened, block, noise, text, mask)
-    with pytest.raises(StateError, match="with T > 1"):
-        refiner.refine_clip(latents[:, :1], noise[:, :0], text, mask)
-    with pytest.raises(StateError, match="noise: shape"):
-        refiner.refine_clip(latents, latents, text, mask)
