@@ -200,16 +200,14 @@ class Twist(ActionMap):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffDrive(ActionMap):
-    """A robot on two wheels with a camera on it: forward speed v and turn rate w, integrated exactly along the arc.
+class Wheeled(ActionMap):
+    """A robot on level ground with a camera on it, whose height and tilt stay those of its start pose.
 
-    The robot stays on level ground, so height and tilt of the camera are those of its start pose. The mount says where
-    the camera sits from the middle of the axle: mount_forward and mount_left in metres, mount_yaw in radians (0 looks
-    ahead, positive to the left). max_speed in m/s, max_turn in rad/s; time_constant in seconds, see Twist.
+    The mount says where the camera sits from the robot's middle: mount_forward and mount_left in metres, mount_yaw in
+    radians (0 looks ahead, positive to the left). max_speed in m/s, max_turn in rad/s; time_constant in seconds, see
+    Twist.
     """
 
-    name: ClassVar[str] = "diff_drive"
-    motion_size: ClassVar[int] = 2
     max_speed: float = 1.0
     max_turn: float = 1.0
     time_constant: float = 0.0
@@ -219,6 +217,28 @@ class DiffDrive(ActionMap):
 
     def __post_init__(self) -> None:
         check_at_least(self, ("max_speed", "max_turn"), "time_constant")
+
+    def roll(
+        self, pose: np.ndarray, forward: np.ndarray, sideways: np.ndarray | float, turn: np.ndarray, dt: float
+    ) -> np.ndarray:
+        """Camera poses [B, 4, 4] after dt seconds at speeds [B] forward and to the left and turn rates [B], exactly."""
+        turned, ahead = turn * dt, heading(pose) + self.mount_yaw
+        # np.sinc is sin(pi x) / (pi x): a straight way needs no case of its own. The chord points half-way into the turn.
+        share, middle = np.sinc(turned / (2 * np.pi)), ahead + turned / 2
+        shift = (forward * dt * share)[:, None] * level(middle)
+        shift = shift + (sideways * dt * share)[:, None] * level(middle + np.pi / 2)
+        to_camera = self.mount_forward * level(ahead) + self.mount_left * level(ahead + np.pi / 2)
+        rotation = about_vertical(-turned)
+        moved = pose[:, :3, 3] - to_camera + shift + (rotation @ to_camera[..., None])[..., 0]
+        return homogeneous(rotation @ pose[:, :3, :3], moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffDrive(Wheeled):
+    """A robot on two wheels, its middle that of the axle: forward speed v and turn rate w. Options as of Wheeled."""
+
+    name: ClassVar[str] = "diff_drive"
+    motion_size: ClassVar[int] = 2
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -236,26 +256,7 @@ class DiffDrive(ActionMap):
         self, pose: np.ndarray, motion: np.ndarray, action: np.ndarray, dt: float
     ) -> tuple[np.ndarray, np.ndarray]:
         velocity = follow(motion, action, dt, self.time_constant)
-        distance, left = velocity[:, 0] * dt, velocity[:, 1] * dt
-        # np.sinc is sin(pi x) / (pi x), so an arc that is straight needs no case of its own; the chord points half-way
-        # into the turn.
-        chord = distance * np.sinc(left / (2 * np.pi))
-        ahead = heading(pose) + self.mount_yaw
-        mount = (self.mount_forward, self.mount_left)
-        return move_on_floor(pose, ahead, mount, chord[:, None] * level(ahead + left / 2), left), velocity
-
-
-def move_on_floor(
-    pose: np.ndarray, ahead: np.ndarray, mount: tuple[float, float], shift: np.ndarray, left: np.ndarray
-) -> np.ndarray:
-    """Camera poses [B, 4, 4] once their robots have moved by `shift` [B, 3] and turned left by `left` [B] radians.
-
-    ahead: [B] heading of the robot. mount: metres forward and to the left of its middle at which the camera sits.
-    """
-    to_camera = mount[0] * level(ahead) + mount[1] * level(ahead + np.pi / 2)
-    moved = pose[:, :3, 3] - to_camera + shift
-    turn = about_vertical(-left)
-    return homogeneous(turn @ pose[:, :3, :3], moved + (turn @ to_camera[..., None])[..., 0])
+        return self.roll(pose, velocity[:, 0], 0.0, velocity[:, 1], dt), velocity
 
 
 def heading(pose: np.ndarray) -> np.ndarray:

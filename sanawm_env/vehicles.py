@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sanawm_env.actions import ActionMap, check_at_least, follow, heading, level, move_on_floor
+from sanawm_env.actions import ActionMap, Wheeled, check_at_least, follow, heading, level
 from sanawm_env.errors import ActionError, nearest
 from sanawm_env.rigid import about_vertical, homogeneous, rotation_from_vector
 
@@ -16,25 +16,13 @@ CAMERAS = ("gimbal", "fixed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holonomic(ActionMap):
-    """A base on omnidirectional wheels with a camera on it: speeds forward and to the left and a turn rate, integrated
-    exactly along the arc.
-
-    Height and tilt of the camera stay those of its start pose. max_speed in m/s for each direction, max_turn in rad/s;
-    time_constant in seconds, see Twist; the mount as of DiffDrive.
+class Holonomic(Wheeled):
+    """A base on omnidirectional wheels: speeds forward and to the left and a turn rate, integrated exactly along the
+    arc. Options as of Wheeled; max_speed is of each direction.
     """
 
     name: ClassVar[str] = "holonomic"
     motion_size: ClassVar[int] = 3
-    max_speed: float = 1.0
-    max_turn: float = 1.0
-    time_constant: float = 0.0
-    mount_forward: float = 0.0
-    mount_left: float = 0.0
-    mount_yaw: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_at_least(self, ("max_speed", "max_turn"), "time_constant")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -52,13 +40,7 @@ class Holonomic(ActionMap):
         self, pose: np.ndarray, motion: np.ndarray, action: np.ndarray, dt: float
     ) -> tuple[np.ndarray, np.ndarray]:
         velocity = follow(motion, action, dt, self.time_constant)
-        turned = velocity[:, 2] * dt
-        ahead = heading(pose) + self.mount_yaw
-        # A constant velocity in a turning frame leads along an arc, whose chord points half-way into the turn.
-        chord = velocity[:, :2] * dt * np.sinc(turned / (2 * np.pi))[:, None]
-        middle = ahead + turned / 2
-        shift = chord[:, :1] * level(middle) + chord[:, 1:] * level(middle + np.pi / 2)
-        return move_on_floor(pose, ahead, (self.mount_forward, self.mount_left), shift, turned), velocity
+        return self.roll(pose, velocity[:, 0], velocity[:, 1], velocity[:, 2], dt), velocity
 
 
 @dataclass(frozen=True, kw_only=True)
