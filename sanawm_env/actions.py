@@ -223,7 +223,7 @@ class Wheeled(ActionMap):
     ) -> np.ndarray:
         """Camera poses [B, 4, 4] after dt seconds at speeds [B] forward and to the left and turn rates [B], exactly."""
         turned, ahead = turn * dt, heading(pose) + self.mount_yaw
-        # np.sinc is sin(pi x) / (pi x): a straight way needs no case of its own. The chord points half-way into the turn.
+        # np.sinc(x) is sin(pi x) / (pi x): straight is no case of its own. The chord points half-way into the turn.
         share, middle = np.sinc(turned / (2 * np.pi)), ahead + turned / 2
         shift = (forward * dt * share)[:, None] * level(middle)
         shift = shift + (sideways * dt * share)[:, None] * level(middle + np.pi / 2)
