@@ -16,7 +16,7 @@ from tests.public_layouts import SIZE, write_release
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("[0-9]*.py"))
 RELEASED = "03_sana_wm.py"  # the one that needs weights which are not in the package
-MUJOCO = "07_record_any_env.py"
+MUJOCO = "11_record_any_env.py"
 MAX_LINES = 60
 
 
