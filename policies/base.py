@@ -1,4 +1,4 @@
-"""What a policy is: observations of a batch of worlds in, their actions out, with a state of its own that is handed over.
+"""What a policy is: observations of a batch of worlds in, actions out, with a state of its own that is handed over.
 
 A policy sees observations, not a world's state. Planners, which try actions out, are given an environment to fork.
 """
