@@ -24,31 +24,31 @@ class TilePlan(NamedTuple):
     """How the tokens of a frame are spread over programs, a function of D, S and dtype alone, so that sums have one
     order whatever shares the batch.
 
-    parts: programs a frame and head; blocks: tiles of each; dtype: of the operands of products; sizes: what the
-    kernels are compiled and launched with.
+    parts: programs a frame and head that write; blocks: tiles of each; readers: programs that read, of a tile each;
+    dtype: of the operands of products; sizes: what the kernels are compiled with.
     """
 
     parts: int
     blocks: int
+    readers: int
     dtype: torch.dtype
     sizes: dict[str, Any]
 
+    def launch(self, num_warps: int, num_stages: int = 1) -> dict[str, Any]:
+        """What a kernel is compiled and launched with; warps and stages are those of bf16, found by trying."""
+        low = self.dtype == torch.bfloat16
+        return self.sizes | {"num_warps": num_warps if low else 8, "num_stages": num_stages if low else 1}
 
-def plan_tiles(width: int, tokens: int, dtype: torch.dtype, stages: int) -> TilePlan:
-    """The plan for heads of `width` lanes, `tokens` tokens a frame and projections of a dtype.
 
-    stages: tiles of bf16 that are on their way at a time; of fp32 one fits.
-    """
+def plan_tiles(width: int, tokens: int, dtype: torch.dtype) -> TilePlan:
+    """The plan for heads of `width` lanes, `tokens` tokens a frame and projections of a dtype."""
     low = dtype == torch.bfloat16
     # Tiles of fp32 take twice the shared memory, and the parts of their products more registers.
     size = 64 if low else 32
     parts = triton.cdiv(tokens, PART)
     blocks = triton.cdiv(triton.cdiv(tokens, parts), size)
-    operand = tl.bfloat16 if low else tl.float32
-    sizes = {"D": width, "TOKENS": size, "LANES": lanes(width), "OPERAND": operand, "num_warps": 8}
-    return TilePlan(
-        parts, blocks, torch.bfloat16 if low else torch.float32, sizes | {"num_stages": stages if low else 1}
-    )
+    sizes = {"D": width, "TOKENS": size, "LANES": lanes(width), "OPERAND": tl.bfloat16 if low else tl.float32}
+    return TilePlan(parts, blocks, triton.cdiv(tokens, size), torch.bfloat16 if low else torch.float32, sizes)
 
 
 def lanes(width: int) -> int:

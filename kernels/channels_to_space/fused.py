@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _kernel(
+def _channels_to_space_kernel(
     y, x, out, T, H, W, C, x_channels, drop,
     TIME: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, LANES: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
@@ -41,7 +41,7 @@ def channels_to_space(y: Tensor, x: Tensor | None, stride: tuple[int, int, int],
     y = y.contiguous()
     added = y if x is None else x.contiguous()
     sizes = {"TIME": time, "HIGH": high, "WIDE": wide, "LANES": triton.next_power_of_2(shape[-1])}
-    _kernel[(batch * frames * height * width,)](
+    _channels_to_space_kernel[(batch * frames * height * width,)](
         y, added, out, frames, height, width, shape[-1], added.shape[-1] // parts, drop,
         **sizes, RESIDUAL=x is not None,
     )  # fmt: skip

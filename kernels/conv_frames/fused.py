@@ -26,7 +26,7 @@ def _mirrored(at, size):
 
 
 @triton.jit
-def _kernel(
+def _conv_frames_kernel(
     x, before, out, count, T, H, W, first, frames, high, wide, epsilon,
     x_world, x_frame, x_row, x_pixel, b_world, b_frame, b_row, b_pixel,
     C: tl.constexpr, PIXELS: tl.constexpr, LANES: tl.constexpr, ACTIVE: tl.constexpr, BEFORE: tl.constexpr,
@@ -66,7 +66,7 @@ def conv_frames(
     pixels = max(TILE // lanes, 1)
     strides = *x.stride()[:4], *old.stride()[:4]
     sizes = {"C": channels, "PIXELS": pixels, "LANES": lanes}
-    _kernel[(triton.cdiv(count, pixels),)](
+    _conv_frames_kernel[(triton.cdiv(count, pixels),)](
         x, old, out, count, frames, height, width, past - ahead, *shape, epsilon or 0.0, *strides,
         **sizes, ACTIVE=epsilon is not None, BEFORE=before is not None,
     )  # fmt: skip

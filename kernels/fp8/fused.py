@@ -15,7 +15,7 @@ from sanawm_env.kernels.rows import rows, whole_row
 
 
 @triton.jit
-def _kernel(x, levels, scales, x_row, largest, K: tl.constexpr, LANES: tl.constexpr):
+def _fp8_kernel(x, levels, scales, x_row, largest, K: tl.constexpr, LANES: tl.constexpr):
     row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, LANES)
     inside = lane < K
     value = tl.load(x + row * x_row + lane, mask=inside, other=0.0).to(tl.float32)
@@ -35,5 +35,7 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     flat = rows(x)
     levels = torch.empty(flat.shape, dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty(len(flat), dtype=torch.float32, device=x.device)
-    _kernel[(len(flat),)](flat, levels, scales, flat.stride(0), LARGEST, K=flat.shape[1], **whole_row(flat.shape[1]))
+    _fp8_kernel[(len(flat),)](
+        flat, levels, scales, flat.stride(0), LARGEST, K=flat.shape[1], **whole_row(flat.shape[1])
+    )
     return levels, scales

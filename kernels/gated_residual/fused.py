@@ -14,7 +14,7 @@ from sanawm_env.kernels.rows import rows, whole_row
 
 
 @triton.jit
-def _kernel(
+def _gated_residual_kernel(
     x, gate, branch, offset, out, S, x_row, gate_row, branch_row, offset_row,
     C: tl.constexpr, LANES: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
@@ -36,7 +36,7 @@ def gated_residual(x: Tensor, gate: Tensor, branch: Tensor, offset: Tensor | Non
     added = rows(branch.expand(x.shape))
     offsets = flat if offset is None else rows(offset.expand(x.shape))
     strides = flat.stride(0), gates.stride(0), added.stride(0), offsets.stride(0)
-    _kernel[(len(flat),)](
+    _gated_residual_kernel[(len(flat),)](
         flat, gates, added, offsets, out, tokens, *strides, C=width, OFFSET=offset is not None, **whole_row(width)
     )
     return out

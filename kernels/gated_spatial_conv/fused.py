@@ -67,7 +67,7 @@ def _pair(c, w, row: tl.constexpr):
 
 
 @triton.jit
-def _kernel(
+def _gated_spatial_conv_kernel(
     p, weight, bias, out, height, width, H, p_row, PAIRS: tl.constexpr, LANES: tl.constexpr, STRIP: tl.constexpr
 ):
     frame, strips = tl.program_id(0).to(tl.int64), tl.cdiv(height, STRIP)
@@ -108,5 +108,7 @@ def gated_spatial_conv(p: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int,
     frames, (height, width) = p.shape[0] * p.shape[1], grid
     programs = frames, triton.cdiv(hidden, LANES), triton.cdiv(width, 2 * PAIRS) * triton.cdiv(height, STRIP)
     sizes = {"PAIRS": PAIRS, "LANES": LANES, "STRIP": STRIP}
-    _kernel[programs](flat, weight.contiguous(), bias.contiguous(), out, height, width, hidden, flat.stride(0), **sizes)
+    _gated_spatial_conv_kernel[programs](
+        flat, weight.contiguous(), bias.contiguous(), out, height, width, hidden, flat.stride(0), **sizes
+    )
     return out

@@ -15,7 +15,7 @@ from sanawm_env.kernels.rows import rows, whole_row
 
 
 @triton.jit
-def _kernel(
+def _modulated_norm_kernel(
     x, shift, scale, out, S, x_row, shift_row, scale_row, eps,
     C: tl.constexpr, LANES: tl.constexpr, CENTRED: tl.constexpr,
 ):  # fmt: skip
@@ -37,7 +37,7 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, *, centred: bool = T
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     flat, shifts, scales = rows(x), *(rows(y.expand(*x.shape[:2], 1, width)) for y in (shift, scale))
     strides = flat.stride(0), shifts.stride(0), scales.stride(0)
-    _kernel[(len(flat),)](
+    _modulated_norm_kernel[(len(flat),)](
         flat, shifts, scales, out, tokens, *strides, EPSILON, C=width, CENTRED=centred, **whole_row(width)
     )
     return out

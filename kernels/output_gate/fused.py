@@ -16,7 +16,7 @@ BLOCK = 1024
 
 
 @triton.jit
-def _kernel(main, camera, gate, out, count, BLOCK: tl.constexpr):
+def _output_gate_kernel(main, camera, gate, out, count, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     total = tl.load(main + at, mask=inside).to(tl.float32) + tl.load(camera + at, mask=inside).to(tl.float32)
@@ -27,5 +27,5 @@ def output_gate(main: Tensor, camera: Tensor, gate: Tensor, dtype: torch.dtype) 
     """As the package's `output_gate`."""
     out = torch.empty(gate.shape, dtype=dtype, device=gate.device)
     given = (x.expand(gate.shape).contiguous() for x in (main, camera, gate))
-    _kernel[(triton.cdiv(out.numel(), BLOCK),)](*given, out, out.numel(), BLOCK=BLOCK)
+    _output_gate_kernel[(triton.cdiv(out.numel(), BLOCK),)](*given, out, out.numel(), BLOCK=BLOCK)
     return out

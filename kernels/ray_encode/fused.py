@@ -17,7 +17,7 @@ ROWS = 16
 
 
 @triton.jit
-def _kernel(
+def _ray_encode_kernel(
     x, matrix, cos, sin, out, count, N, x_token, x_head, m_token, m_row, m_column, cos_token, sin_token,
     D: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, INVERSE: tl.constexpr, SHRINK: tl.constexpr,
 ):  # fmt: skip
@@ -48,7 +48,7 @@ def ray_encode(
     strides = *flat.stride()[:2], *matrices.stride(), cosines.stride(0), sines.stride(0)
     count = len(flat) * heads
     sizes = {"D": width, "ROWS": ROWS, "LANES": triton.next_power_of_2(width)}
-    _kernel[(triton.cdiv(count, ROWS),)](
+    _ray_encode_kernel[(triton.cdiv(count, ROWS),)](
         flat, matrices, cosines, sines, out, count, heads, *strides, INVERSE=inverse, SHRINK=shrink, **sizes
     )
     return out

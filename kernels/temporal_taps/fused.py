@@ -14,7 +14,7 @@ from sanawm_env.kernels.rows import rows, whole_row
 
 
 @triton.jit
-def _kernel(f, tail, frames, out, T, S, f_row, tail_row, C: tl.constexpr, LANES: tl.constexpr):
+def _temporal_taps_kernel(f, tail, frames, out, T, S, f_row, tail_row, C: tl.constexpr, LANES: tl.constexpr):
     row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, LANES)
     t, world, place = (row // S % T).to(tl.int32), row // (S * T), row % S
     inside, end = lane < C, tl.load(frames + T + t)
@@ -35,7 +35,7 @@ def temporal_taps(f: Tensor, tail: Tensor, lengths: tuple[int, ...]) -> Tensor:
     batch, frames, tokens, width = f.shape
     out = f.new_empty((batch, frames, tokens, 3 * width))
     flat, old = rows(f), rows(tail)
-    _kernel[(len(flat),)](
+    _temporal_taps_kernel[(len(flat),)](
         flat, old, frame_table(lengths, f.device), out, frames, tokens, flat.stride(0), old.stride(0),
         C=width, **whole_row(width),
     )  # fmt: skip

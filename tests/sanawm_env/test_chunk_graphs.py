@@ -70,10 +70,15 @@ def path(batch: int, chunk: int) -> torch.Tensor:
     return poses
 
 
-def roll(model: WorldModel, state: WorldState, chunks: range, decode: bool = True) -> Iterator[StepOutput]:
+def roll(
+    model: WorldModel, state: WorldState, chunks: range, decode: bool = True, *, worlds: int | None = None
+) -> Iterator[StepOutput]:
+    """Chunk after chunk, then the state, of the first `worlds`."""
     for chunk in chunks:
         state, output = step(model, state, path(state.batch_size, chunk), decode=decode)
-        yield output
+        shown = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+        yield StepOutput(**{name: None if x is None else x[:worlds] for name, x in shown.items()})
+    state = state.select(list(range(worlds or state.batch_size)))
     kept = [x.flatten().double().nan_to_num().cpu() for _, x in sorted(state.tensors().items())]
     yield StepOutput(None, torch.cat(kept), state.pose)
 
@@ -160,9 +165,12 @@ def test_replayed_steps_equal_those_without_graphs(refined: bool, batch: int) ->
     model, graphs = world("cuda", refined=refined), ChunkGraphs()
     captured = with_graphs(model, graphs)
     for decode in (True, False):
-        wanted = list(roll(model, start(model, batch), range(6), decode))
-        assert_equal(roll(captured, start(model, batch), range(6), decode), iter(wanted))
-    # Worlds of different ages in one batch, padded to four.
+        # A GPU rounds fp32 products by the size of the batch, and a graph's batch is padded.
+        whole = start(model, padded(batch))
+        few = whole.select(list(range(batch)))
+        wanted = list(roll(model, whole, range(6), decode, worlds=batch))
+        assert_equal(roll(captured, few, range(6), decode), iter(wanted))
+    # Worlds of different ages in one batch.
     old, new = start(model, 2), start(model, 2, seed=5)
     for chunk in range(4):
         old, _ = step(model, old, path(2, chunk))
