@@ -98,6 +98,8 @@ def parser() -> argparse.ArgumentParser:
     _flags(store, episodes=int, seconds=float, scratch=str, out=str)
     logging = _command(bench, "logging", _bench_logging, "what logging to Rerun costs a step")
     _flags(logging, device=str, bundle=str, turns=int, out=str)
+    training = _command(bench, "training", _bench_training, "tokens/s of the Rooms denoiser in training")
+    _flags(training, bundle=str, steps=int, out=str)
     _command(bench, "report", _bench_report, "a page of what was measured, beside goals and floors")
     train = _subjects(commands, "train", "train a world")
     _command(train, "rooms-autoencoder", _train, "pictures to latents and back")
@@ -214,6 +216,12 @@ def _bench_store(options: argparse.Namespace) -> None:
     from sanawm_env.benchmarks.store import BenchStore, run
 
     print(json.dumps(run(_build(BenchStore, "bench_store", options))))
+
+
+def _bench_training(options: argparse.Namespace) -> None:
+    from sanawm_env.benchmarks.training import BenchTraining, run
+
+    print(json.dumps(run(_build(BenchTraining, "bench_training", options))))
 
 
 def _bench_report(options: argparse.Namespace) -> None:

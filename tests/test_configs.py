@@ -27,6 +27,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.rooms import BenchRooms
     from sanawm_env.benchmarks.sana_wm import BenchSanaWM
     from sanawm_env.benchmarks.store import BenchStore
+    from sanawm_env.benchmarks.training import BenchTraining
     from sanawm_env.demo import DemoConfig
     from sanawm_env.evaluation.parity import EvalPrecisionParity
     from sanawm_env.generation.config import Generate
@@ -50,6 +51,7 @@ def config_classes() -> dict[str, type]:
         "bench_sana_wm": BenchSanaWM,
         "bench_report": Report,
         "bench_store": BenchStore,
+        "bench_training": BenchTraining,
         "train_rooms_autoencoder": AutoencoderTraining,
         "train_rooms_denoiser": DenoiserTraining,
     }
@@ -67,7 +69,15 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
     "command",
     [
         *("demo", "teleop", "eval_rooms", "eval_precision_parity", "generate"),
-        *("bench_kernels", "bench_logging", "bench_report", "bench_rooms", "bench_sana_wm", "bench_store"),
+        *(
+            "bench_kernels",
+            "bench_logging",
+            "bench_report",
+            "bench_rooms",
+            "bench_sana_wm",
+            "bench_store",
+            "bench_training",
+        ),
     ],
 )
 def test_yaml_shows_every_key(command: str) -> None:

@@ -37,8 +37,9 @@ class Sums(NamedTuple):
 
 @triton.jit
 def _advanced(
-    state, gram, write, decay, factor, column, P: tl.constexpr, D: tl.constexpr, E: tl.constexpr, LANES: tl.constexpr
-):
+    state, gram, write, decay, factor, column,
+    P: tl.constexpr, D: tl.constexpr, E: tl.constexpr, LANES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """One step of the recurrence; pointers at the frame's part 0."""
     lane = tl.arange(0, LANES)
     square = (lane < D)[:, None] & (lane < D)[None, :]
@@ -65,6 +66,7 @@ def _factor(inflation, tokens, P: tl.constexpr):
 def _chain(
     gram, write, inflation, decay, state, behind, read, after, frames, begin, world, head, tokens, T, K, N, frame_step,
     write_step, P: tl.constexpr, D: tl.constexpr, E: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Some columns of a state [D, E] through all frames: what each frame reads, and the state after each chunk."""
     lane, column = tl.arange(0, LANES), begin + tl.arange(0, COLUMNS)
@@ -82,7 +84,7 @@ def _chain(
             factor = _factor(None if inflation is None else inflation + index * P, tokens, P)
             back = _advanced(
                 back, gram + index * frame_step, write + index * write_step, tl.load(decay + index), factor, column,
-                P, D, E, LANES,
+                P, D, E, LANES, PRECISION,
             )  # fmt: skip
     # What other threads of this program stored above is read below.
     tl.debug_barrier()
@@ -92,7 +94,7 @@ def _chain(
         factor = _factor(None if inflation is None else inflation + index * P, tokens, P)
         now = _advanced(
             now, gram + index * frame_step, write + index * write_step, tl.load(decay + index), factor, column,
-            P, D, E, LANES,
+            P, D, E, LANES, PRECISION,
         )  # fmt: skip
         tl.store(read + index * D * E + at, now + tl.load(behind + index * D * E + at, mask=known), mask=known)
         chunk = tl.load(frames + 2 * T + t)
@@ -106,6 +108,7 @@ def _scan_kernel(
     products, vectors, inflation, decay, state, behind, read, after, normaliser, vector_behind, vector_read,
     normaliser_after, frames, tokens, T, K, N,
     P: tl.constexpr, R: tl.constexpr, D: tl.constexpr, LANES: tl.constexpr, COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One block of columns of one world and head; in the main branch the block after the last is the normaliser."""
     world, head = tl.program_id(0).to(tl.int64) // N, tl.program_id(0).to(tl.int64) % N
@@ -114,12 +117,12 @@ def _scan_kernel(
     if block * COLUMNS < D:
         _chain(
             products, products + P * D * D, inflation, decay, state, behind, read, after, frames,
-            block * COLUMNS, world, head, tokens, T, K, N, step, step, P, D, D, LANES, COLUMNS,
+            block * COLUMNS, world, head, tokens, T, K, N, step, step, P, D, D, LANES, COLUMNS, PRECISION,
         )  # fmt: skip
     elif normaliser is not None:
         _chain(
             products + 2 * P * D * D, vectors, None, decay, normaliser, vector_behind, vector_read, normaliser_after,
-            frames, 0, world, head, tokens, T, K, N, step, P * D, P, D, 1, LANES, 16,
+            frames, 0, world, head, tokens, T, K, N, step, P * D, P, D, 1, LANES, 16, PRECISION,
         )  # fmt: skip
 
 
@@ -162,6 +165,8 @@ def delta_scan(
         *sums, decay.float().contiguous(), state.float().contiguous(), behind, read, after, *vectors,
         frame_table(lengths, state.device), tokens, frames, chunks, heads,
         P=sums.products.shape[2], R=sums.products.shape[1], D=width,
-        LANES=lanes(width), COLUMNS=columns, num_warps=8, num_stages=1,
+        LANES=lanes(width), COLUMNS=columns,
+        # Sums of products of bf16 values need no more than one pass of the matrix units.
+        PRECISION=PRECISION.value if dtype == torch.float32 else "tf32", num_warps=8, num_stages=1,
     )  # fmt: skip
     return Scanned(read, after, *vectors[2:])

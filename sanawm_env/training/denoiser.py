@@ -103,11 +103,10 @@ class DenoiserStage:
         while run.goes_on():
             if bank is None or is_long != self._is_long():
                 is_long = self._is_long()
-                bank = self._bank(is_long)
-                weight = channel_weights(self.autoencoder, bank.draw(4).latents)
+                bank, weight = self.new_bank(is_long)
             if run.step % settings.fresh_every == 0:
                 bank.refresh()
-            loss, norm = self._step(bank, bank.draw(self._batch(is_long)), weight)
+            loss, norm = self.step(bank, bank.draw(self._batch(is_long)), weight)
             if not self.ranks.is_first:
                 continue
             log(run.step, run.progress, loss=loss, norm=norm)
@@ -146,7 +145,8 @@ class DenoiserStage:
         settings = self.settings
         return max(1, settings.batch * settings.latents // settings.long_latents) if is_long else settings.batch
 
-    def _bank(self, is_long: bool) -> ClipBank:
+    def new_bank(self, is_long: bool = False) -> tuple[ClipBank, Tensor]:
+        """A bank of new clips, and the weights of their channels in the loss."""
         settings = self.settings
         latents = settings.long_latents if is_long else settings.latents
         planner = self.run.plan(
@@ -156,9 +156,13 @@ class DenoiserStage:
             workers=settings.workers,
         )
         source = ClipSource(self.world, self.autoencoder, planner, self.device)
-        return ClipBank(source, settings.bank // (2 if is_long else 1))
+        bank = ClipBank(source, settings.bank // (2 if is_long else 1))
+        return bank, channel_weights(self.autoencoder, bank.draw(4).latents)
 
-    def _step(self, bank: ClipBank, clips: Drawn, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, bank: ClipBank, clips: Drawn, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the optimiser on clips that `bank` has drawn; weight: of the channels, as `new_bank` gives it.
+        Returns the loss and the norm of the gradients.
+        """
         chunks = clip_chunks(clips.latents.shape[1], self.world.chunk_latents)
         with self.run.autocast():
             loss, history = self._loss(clips, chunks, weight)
