@@ -1,7 +1,7 @@
 """SiLU, depthwise 3x3 convolution and gate in Triton: a program walks down a few columns of the grid.
 
 Row by row it adds what each input row gives to the output rows below, at and above it, so that no row is read again;
-columns are taken in pairs, so that four SiLUs serve two outputs.
+columns are taken in fours, so that six SiLUs serve four outputs.
 """
 
 # Triton takes annotations of kernel arguments for its own types, so kernels carry none.
@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sanawm_env.kernels.rows import rows, silu
+from sanawm_env.kernels.backend import interpreting
+from sanawm_env.kernels.rows import quick_silu, rows
 
-PAIRS, LANES, STRIP = 4, 64, 12
+FOURS, LANES, STRIP, WARPS = 1, 128, 12, 2
 
 
 @triton.jit
@@ -41,63 +42,79 @@ def _tap(weight, known):
 
 
 @triton.jit
-def _column(p, y, x, height, width, p_row, known):
-    """SiLU of the tokens at row y, columns x, [PAIRS, LANES]; zero beyond the edges."""
+def _column(p, y, x, height, width, p_row, known, QUICK: tl.constexpr):
+    """SiLU of the tokens at row y, columns x, [FOURS, LANES]; zero beyond the edges."""
     token = y * width + x
     there = (x >= 0) & (x < width) & (token >= 0) & (token < height * width)
     at = p[None, :] + token[:, None] * p_row
-    return silu(tl.load(at, mask=there[:, None] & known[None, :], other=0.0).to(tl.float32))
+    return quick_silu(tl.load(at, mask=there[:, None] & known[None, :], other=0.0).to(tl.float32), QUICK)
 
 
 @triton.jit
-def _columns(p, y, x, height, width, p_row, known):
-    """The four columns that the outputs at x and x + 1 read."""
-    left = _column(p, y, x - 1, height, width, p_row, known)
-    even = _column(p, y, x, height, width, p_row, known)
-    odd = _column(p, y, x + 1, height, width, p_row, known)
-    right = _column(p, y, x + 2, height, width, p_row, known)
-    return left, even, odd, right
+def _columns(p, y, x, height, width, p_row, known, QUICK: tl.constexpr):
+    """The six columns that the outputs at x .. x + 3 read."""
+    return (
+        _column(p, y, x - 1, height, width, p_row, known, QUICK),
+        _column(p, y, x, height, width, p_row, known, QUICK),
+        _column(p, y, x + 1, height, width, p_row, known, QUICK),
+        _column(p, y, x + 2, height, width, p_row, known, QUICK),
+        _column(p, y, x + 3, height, width, p_row, known, QUICK),
+        _column(p, y, x + 4, height, width, p_row, known, QUICK),
+    )
 
 
 @triton.jit
-def _pair(c, w, row: tl.constexpr):
-    """One row of the filter over four columns: sums of the even and the odd output."""
+def _four(c, w, row: tl.constexpr):
+    """One row of the filter over six columns: its sums at the four outputs."""
     left, middle, right = w[3 * row], w[3 * row + 1], w[3 * row + 2]
-    return left * c[0] + middle * c[1] + right * c[2], left * c[1] + middle * c[2] + right * c[3]
+    return (
+        left * c[0] + middle * c[1] + right * c[2],
+        left * c[1] + middle * c[2] + right * c[3],
+        left * c[2] + middle * c[3] + right * c[4],
+        left * c[3] + middle * c[4] + right * c[5],
+    )
 
 
 @triton.jit
 def _gated_spatial_conv_kernel(
-    p, weight, bias, out, height, width, H, p_row, PAIRS: tl.constexpr, LANES: tl.constexpr, STRIP: tl.constexpr
-):
+    p, weight, bias, out, height, width, H, p_row,
+    FOURS: tl.constexpr, LANES: tl.constexpr, STRIP: tl.constexpr, QUICK: tl.constexpr,
+):  # fmt: skip
     frame, strips = tl.program_id(0).to(tl.int64), tl.cdiv(height, STRIP)
     channel = tl.program_id(1) * LANES + tl.arange(0, LANES)
     known = channel < H
     top = tl.program_id(2) % strips * STRIP
-    x = (tl.program_id(2) // strips * PAIRS + tl.arange(0, PAIRS)) * 2
+    x = (tl.program_id(2) // strips * FOURS + tl.arange(0, FOURS)) * 4
     p += frame * height * width * p_row + channel
     out += frame * height * width * H + channel
     filter_v, filter_g = _filter(weight + channel * 9, known), _filter(weight + (H + channel) * 9, known)
     bias_v, bias_g = _tap(bias + channel, known), _tap(bias + H + channel, known)
-    # Sums of value (v) and gate (g) at even (0) and odd (1) columns: `done` of row y - 1, `open` of row y.
-    zero = tl.zeros((PAIRS, LANES), tl.float32)
-    done_v0, done_v1, done_g0, done_g1 = zero, zero, zero, zero
-    open_v0, open_v1, open_g0, open_g1 = zero + bias_v, zero + bias_v, zero + bias_g, zero + bias_g
+    # Sums of value (v) and gate (g) at the four columns: `done` of row y - 1, `open` of row y.
+    zero = tl.zeros((FOURS, LANES), tl.float32)
+    done_v0, done_v1, done_v2, done_v3 = zero, zero, zero, zero
+    done_g0, done_g1, done_g2, done_g3 = zero, zero, zero, zero
+    open_v0, open_v1, open_v2, open_v3 = zero + bias_v, zero + bias_v, zero + bias_v, zero + bias_v
+    open_g0, open_g1, open_g2, open_g3 = zero + bias_g, zero + bias_g, zero + bias_g, zero + bias_g
     for y in range(top - 1, tl.minimum(top + STRIP, height) + 1):
-        columns_v = _columns(p, y, x, height, width, p_row, known)
-        columns_g = _columns(p + H, y, x, height, width, p_row, known)
-        v0, v1 = _pair(columns_v, filter_v, 2)
-        g0, g1 = _pair(columns_g, filter_g, 2)
+        columns_v = _columns(p, y, x, height, width, p_row, known, QUICK)
+        columns_g = _columns(p + H, y, x, height, width, p_row, known, QUICK)
+        v, g = _four(columns_v, filter_v, 2), _four(columns_g, filter_g, 2)
         token = (y - 1) * width + x
         at, ready = out + token[:, None] * H, (token >= top * width)[:, None] & known[None, :]
-        tl.store(at, (done_v0 + v0) * silu(done_g0 + g0), mask=ready & (x < width)[:, None])
-        tl.store(at + H, (done_v1 + v1) * silu(done_g1 + g1), mask=ready & (x + 1 < width)[:, None])
-        v0, v1 = _pair(columns_v, filter_v, 1)
-        g0, g1 = _pair(columns_g, filter_g, 1)
-        done_v0, done_v1, done_g0, done_g1 = open_v0 + v0, open_v1 + v1, open_g0 + g0, open_g1 + g1
-        v0, v1 = _pair(columns_v, filter_v, 0)
-        g0, g1 = _pair(columns_g, filter_g, 0)
-        open_v0, open_v1, open_g0, open_g1 = bias_v + v0, bias_v + v1, bias_g + g0, bias_g + g1
+        tl.store(at, (done_v0 + v[0]) * quick_silu(done_g0 + g[0], QUICK), mask=ready & (x < width)[:, None])
+        tl.store(at + H, (done_v1 + v[1]) * quick_silu(done_g1 + g[1], QUICK), mask=ready & (x + 1 < width)[:, None])
+        tl.store(
+            at + 2 * H, (done_v2 + v[2]) * quick_silu(done_g2 + g[2], QUICK), mask=ready & (x + 2 < width)[:, None]
+        )
+        tl.store(
+            at + 3 * H, (done_v3 + v[3]) * quick_silu(done_g3 + g[3], QUICK), mask=ready & (x + 3 < width)[:, None]
+        )
+        v, g = _four(columns_v, filter_v, 1), _four(columns_g, filter_g, 1)
+        done_v0, done_v1, done_v2, done_v3 = open_v0 + v[0], open_v1 + v[1], open_v2 + v[2], open_v3 + v[3]
+        done_g0, done_g1, done_g2, done_g3 = open_g0 + g[0], open_g1 + g[1], open_g2 + g[2], open_g3 + g[3]
+        v, g = _four(columns_v, filter_v, 0), _four(columns_g, filter_g, 0)
+        open_v0, open_v1, open_v2, open_v3 = bias_v + v[0], bias_v + v[1], bias_v + v[2], bias_v + v[3]
+        open_g0, open_g1, open_g2, open_g3 = bias_g + g[0], bias_g + g[1], bias_g + g[2], bias_g + g[3]
 
 
 def gated_spatial_conv(p: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -106,8 +123,8 @@ def gated_spatial_conv(p: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int,
     out = torch.empty((*p.shape[:-1], hidden), dtype=p.dtype, device=p.device)
     flat = rows(p)
     frames, (height, width) = p.shape[0] * p.shape[1], grid
-    programs = frames, triton.cdiv(hidden, LANES), triton.cdiv(width, 2 * PAIRS) * triton.cdiv(height, STRIP)
-    sizes = {"PAIRS": PAIRS, "LANES": LANES, "STRIP": STRIP}
+    programs = frames, triton.cdiv(hidden, LANES), triton.cdiv(width, 4 * FOURS) * triton.cdiv(height, STRIP)
+    sizes = {"FOURS": FOURS, "LANES": LANES, "STRIP": STRIP, "QUICK": not interpreting(), "num_warps": WARPS}
     _gated_spatial_conv_kernel[programs](
         flat, weight.contiguous(), bias.contiguous(), out, height, width, hidden, flat.stride(0), **sizes
     )
