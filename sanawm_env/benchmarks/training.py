@@ -76,9 +76,17 @@ def run(config: BenchTraining, progress: Callable[[str], None] = print) -> dict[
 
 def _train(config: BenchTraining, model: WorldModel, ranks: Ranks, out: Path, *, compiled: bool) -> dict[str, Any]:
     torch.manual_seed(0)
-    size = {"batch": config.batch, "bank": config.batch, "source_batch": config.batch, "latents": config.latents}
-    # A schedule so long that all steps are of its first stage.
-    settings = DenoiserTraining(out=out, workers=0, total_minutes=1e6, mixture_share=0.0, compiled=compiled, **size)
+    settings = DenoiserTraining(
+        out=out,
+        batch=config.batch,
+        bank=config.batch,
+        source_batch=config.batch,
+        latents=config.latents,
+        total_minutes=1e6,  # so long a schedule that all steps are of its first part
+        mixture_share=0.0,
+        workers=0,
+        compiled=compiled,
+    )
     stage = DenoiserStage(settings, model, ranks)
     bank, weight = stage.new_bank()
     losses, seconds = [], []
