@@ -158,8 +158,9 @@ class FP8Linear(QuantisedLinear):
         # Eight bits lose too little for the inputs to matter.
         return dict(zip(cls.exact, fp8.quantise(weight), strict=True))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return fp8.linear(x, self.weight, self.weight_scale, self.bias, backend=self.backend)
+    def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """gelu: of x's GELU instead, applied while x is rounded."""
+        return fp8.linear(x, self.weight, self.weight_scale, self.bias, gelu=gelu, backend=self.backend)
 
 
 KINDS: dict[str, type[QuantisedLinear]] = {"fp8": FP8Linear, "nvfp4": NVFP4Linear}
