@@ -25,16 +25,8 @@ from sanawm_env.model.checkpoint import SHARD_BYTES, differences, fill, read_wei
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.offload import Offload, home, offload_part
-from sanawm_env.model.quantised import (
-    LayerList,
-    check_layers,
-    described,
-    exact_names,
-    quantising,
-    read_described,
-    replace_layers,
-)
-from sanawm_env.placement import Placement, Precision, find_device, place
+from sanawm_env.model.quantised import LayerList, check_layers, described, read_described, replace_layers
+from sanawm_env.placement import Placement, Precision, fill_placed, find_device, place
 from sanawm_env.world import WorldModel
 
 EMBEDDED = Path(__file__).parent / "bundles"
@@ -73,8 +65,6 @@ def load(
     told, fingerprint = _read_description(folder)
     precision, layers = _as_stored(folder, told, precision, layers)
     wanted = place(device, precision, offload, layers, simulate=simulate, captured=captured)
-    if wanted.quantisation is not None:
-        wanted.quantisation.check_runs(wanted.device)
     key = (str(folder), fingerprint, wanted)
     with _lock:
         if key not in _loaded:
@@ -177,13 +167,8 @@ def assemble(
     denoiser, autoencoder = parts["denoiser"], parts["autoencoder"]
     assert isinstance(denoiser, Denoiser)
     assert isinstance(autoencoder, Autoencoder)
-    weights = read["denoiser"]
-    if placement.quantisation is not None and denoiser.quantisation is None:
-        replace_layers(denoiser, placement.quantisation)
-        weights = quantising(denoiser, weights, placement.device)
-    lying = home(placement.offload, placement.device)
-    fill(denoiser, weights, lying, placement.dtype, exact=exact_names(denoiser))
-    fill(autoencoder, read["autoencoder"], lying, placement.dtype)
+    fill_placed(denoiser, read["denoiser"], placement)
+    fill(autoencoder, read["autoencoder"], home(placement.offload, placement.device), placement.dtype)
     causal_video.lay_out(autoencoder.vae)
     for part in (denoiser, autoencoder):
         offload_part(part, placement.offload, placement.device)

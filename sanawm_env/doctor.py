@@ -141,7 +141,8 @@ def report(found: Mapping[str, Any]) -> str:
         ],
         "Memory for one world (counted on the modules that are loaded)": [
             *_aligned(_fit_rows(found["fits"])),
-            "  fp8 and nvfp4: the denoiser's layers of the list 'default'; whether they run here is said above.",
+            "  fp8 and nvfp4: large layers of denoiser and refiner, those of the list 'default'; what multiplies them",
+            "  here, or why nothing does, is said above. The refiner may have another: refiner_precision.",
             "  On top, not measured: working memory of a step or, for bidirectional and teacher, of a whole clip;",
             "  and, while a new prompt is read, its text encoder in bf16: Gemma 2 (4.9 GB as published), with the",
             "  refiner then Gemma 3 (12 B parameters).",

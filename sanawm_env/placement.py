@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
 from sanawm_env.errors import BackendError, ConfigError, nearest
 from sanawm_env.kernels.backend import native_bf16
-from sanawm_env.model.offload import Offload
-from sanawm_env.model.quantised import LayerList, LowPrecision, Quantisation
+from sanawm_env.model.checkpoint import fill
+from sanawm_env.model.offload import Offload, home
+from sanawm_env.model.quantised import (
+    LayerList,
+    LowPrecision,
+    Quantisation,
+    Read,
+    exact_names,
+    quantising,
+    replace_layers,
+)
+
+if TYPE_CHECKING:
+    from sanawm_env.model.denoiser import Denoiser
+    from sanawm_env.model.refiner import Refiner
 
 WidePrecision = Literal["auto", "bf16", "fp32"]
 Precision = Literal["auto", "bf16", "fp32", "fp8", "nvfp4"]
@@ -20,7 +33,7 @@ Precision = Literal["auto", "bf16", "fp32", "fp8", "nvfp4"]
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """device: where it computes. dtype: of states and of all weights that are not quantised. offload: as `find_offload`
-    gives it. quantisation: of the denoiser's large layers. captured: whether steps are replayed from CUDA graphs.
+    gives it. quantisation: of its large layers. captured: whether steps are replayed from CUDA graphs.
     """
 
     device: torch.device
@@ -40,17 +53,30 @@ def place(
     captured: bool | None = None,
 ) -> Placement:
     """The placement of `bundle.load`'s arguments. ConfigError or BackendError as `find_device`, `find_dtype`,
-    `find_quantisation`, `find_offload` and `find_captured`.
+    `find_quantisation`, `find_offload` and `find_captured`, or for a device that cannot run the precision.
     """
     target = find_device(device)
     moved = find_offload(offload, target)
-    return Placement(
+    wanted = Placement(
         device=target,
         dtype=find_dtype(precision, target),
         offload=moved,
         quantisation=find_quantisation(precision, layers, simulate=simulate),
         captured=find_captured(captured, target, moved),
     )
+    if wanted.quantisation is not None:
+        wanted.quantisation.check_runs(target)
+    return wanted
+
+
+def fill_placed(model: Denoiser | Refiner, read: Read, placement: Placement) -> None:
+    """Gives a model of the meta device the weights that `read` returns by name, where they are to lie; they are
+    quantised on the way if `placement` says so and the model's layers are not replaced already.
+    """
+    if placement.quantisation is not None and model.quantisation is None:
+        replace_layers(model, placement.quantisation)
+        read = quantising(model, read, placement.device)
+    fill(model, read, home(placement.offload, placement.device), placement.dtype, exact=exact_names(model))
 
 
 def find_device(device: torch.device | str | None) -> torch.device:

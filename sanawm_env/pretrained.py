@@ -73,8 +73,6 @@ def from_pretrained(
     chosen = choose(source, variant, revision, autoencoder)
     if chosen.layout.kind == "bundle":
         return _our_bundle(chosen, device, precision, size, offload, captured)
-    if placement.quantisation is not None:
-        placement.quantisation.check_runs(placement.device)
     return _build(chosen, placement, size)
 
 

@@ -12,6 +12,7 @@ from sanawm_env import bundle
 from sanawm_env.errors import BundleError, ConfigError
 from sanawm_env.model.calibration import Moments, input_moments
 from sanawm_env.model.denoiser import Denoiser
+from sanawm_env.model.offload import device_of
 from sanawm_env.model.quantised import (
     LayerList,
     LowPrecision,
@@ -21,7 +22,8 @@ from sanawm_env.model.quantised import (
     replace_layers,
     weight_bytes,
 )
-from sanawm_env.placement import Placement, find_device
+from sanawm_env.model.refiner import Refiner
+from sanawm_env.placement import Placement, fill_placed, find_device
 from sanawm_env.rooms import render, sample_scenes, sample_trajectories
 from sanawm_env.world import WorldModel, initial, step
 
@@ -49,9 +51,9 @@ class Quantize:
 
 
 def quantised(model: WorldModel, quantisation: Quantisation, calibrate: int = 0) -> WorldModel:
-    """A copy of a plain model, where it is, with quantised weights; those of 4 bits calibrated on as many rooms, of
-    training seeds, or with scales of their own alone, as on loading. ConfigError when the model is quantised already,
-    or reads text, of which rooms have none.
+    """A copy of a plain model, where it is, with quantised weights, those of its refiner too; the denoiser's of 4 bits
+    calibrated on as many rooms, of training seeds, or with scales of their own alone, as on loading. ConfigError when
+    the model is quantised already, or, to calibrate, reads text, of which rooms have none.
     """
     before = model.denoiser.quantisation
     if before is not None:
@@ -64,7 +66,21 @@ def quantised(model: WorldModel, quantisation: Quantisation, calibrate: int = 0)
     replace_layers(denoiser, quantisation)
     read["denoiser"] = quantising(denoiser, read["denoiser"], model.device, moments)
     placement = Placement(device=model.device, dtype=model.dtype, quantisation=quantisation, captured=model.captured)
-    return bundle.assemble(model.config, parts, read, placement, model.fingerprint)
+    low = bundle.assemble(model.config, parts, read, placement, model.fingerprint)
+    return low if model.refiner is None else low.with_refiner(quantised_refiner(model.refiner, quantisation))
+
+
+def quantised_refiner(refiner: Refiner, quantisation: Quantisation) -> Refiner:
+    """A copy of a plain refiner, where it is, with quantised weights. ConfigError when it is quantised already."""
+    if refiner.quantisation is not None:
+        raise ConfigError(
+            f"the refiner is {refiner.quantisation.precision} already; quantise the one that it was made from."
+        )
+    with torch.device("meta"):
+        low = Refiner(refiner.config, refiner.transformer.config)
+    placement = Placement(device=device_of(refiner), dtype=refiner.dtype, quantisation=quantisation)
+    fill_placed(low, refiner.state_dict().__getitem__, placement)
+    return low.eval().requires_grad_(False)
 
 
 def _moments(model: WorldModel, quantisation: Quantisation, rooms: int) -> Moments:

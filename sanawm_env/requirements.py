@@ -4,8 +4,9 @@ would multiply in each precision.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -28,6 +29,7 @@ from sanawm_env.sana_wm import REFINERS
 from sanawm_env.world import WorldModel
 
 LOW = {name: Quantisation(precision=name) for name in get_args(LowPrecision)}
+Part = TypeVar("Part", Denoiser, Refiner)
 # Of each precision, the dtype of what is not quantised.
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32} | dict.fromkeys(LOW, torch.bfloat16)
 
@@ -35,26 +37,25 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32} | dict.fromkeys(LOW
 def requirements() -> list[dict[str, Any]]:
     """Bytes that each released world and Rooms keep in memory, by precision, with and without refiner.
 
-    bytes: denoiser, autoencoder, refiner, state of one world by part, and their total; fp8 and nvfp4 are those of the
-    denoiser's layers of the list "default". offloaded: bytes that are on the device at once, state included, by mode of
-    offloading. Activations are not among them, nor is a text encoder, which is there only while it reads a new prompt.
+    bytes: denoiser, autoencoder, refiner, state of one world by part, and their total; fp8 and nvfp4 are those of
+    denoiser and refiner with their layers of the list "default". offloaded: bytes that are on the device at once, state
+    included, by mode of offloading. Activations are not among them, nor is a text encoder, which is there only while it
+    reads a new prompt.
     """
     configs = {"rooms": from_mapping(WorldConfig, bundle.description("rooms")["config"])}
     configs |= {variant: released_config(variant) for variant in get_args(Variant)}
+    # Diffusers' defaults are the released refiner (spec rollout.md 8).
+    refiners = {precision: _placed(partial(Refiner, RefinerConfig(), {}), precision) for precision in PRECISIONS}
     with torch.device("meta"):
-        # Diffusers' defaults are the released refiner (spec rollout.md 8).
-        refiner = Refiner(RefinerConfig(), {})
         autoencoders = {name: Autoencoder(config.autoencoder) for name, config in configs.items()}
     rows = []
     for name, config in configs.items():
-        denoisers = {precision: _denoiser(config, precision) for precision in PRECISIONS}
-        for refined in (None, refiner) if name in REFINERS else (None,):
+        denoisers = {precision: _placed(partial(Denoiser, config.denoiser), precision) for precision in PRECISIONS}
+        for refined in (False, True) if name in REFINERS else (False,):
             for precision, dtype in PRECISIONS.items():
-                parts: dict[str, nn.Module] = {"denoiser": denoisers[precision], "autoencoder": autoencoders[name]}
-                parts |= {} if refined is None else {"refiner": refined}
-                model = WorldModel(config, denoisers[precision], autoencoders[name].to(dtype), refiner=refined)
-                row = {"world": name, "refiner": refined is not None, "precision": precision}
-                rows.append(row | _needs(model, {part: module.to(dtype) for part, module in parts.items()}))
+                model = WorldModel(config, denoisers[precision], autoencoders[name].to(dtype))
+                model = model.with_refiner(refiners[precision]) if refined else model
+                rows.append({"world": name, "refiner": refined, "precision": precision} | _needs(model))
     return rows
 
 
@@ -72,15 +73,18 @@ def _execution(quantisation: Quantisation, device: torch.device) -> str:
     return quantisation.execution(device)
 
 
-def _denoiser(config: WorldConfig, precision: str) -> Denoiser:
+def _placed(build: Callable[[], Part], precision: str) -> Part:
+    """A part without weights that has a precision."""
     with torch.device("meta"):
-        denoiser = Denoiser(config.denoiser).to(PRECISIONS[precision])
+        part = build().to(PRECISIONS[precision])
     if precision in LOW:
-        replace_layers(denoiser, LOW[precision])
-    return denoiser
+        replace_layers(part, LOW[precision])
+    return part
 
 
-def _needs(model: WorldModel, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
+def _needs(model: WorldModel) -> dict[str, Any]:
+    parts: dict[str, nn.Module] = {"denoiser": model.denoiser, "autoencoder": model.autoencoder}
+    parts |= {} if model.refiner is None else {"refiner": model.refiner}
     count: dict[str, Any] = {part: bytes_of(module) for part, module in parts.items()}
     state = model.empty_state(1).nbytes()
     count |= {"state": state, "total": sum(count.values()) + state["total"]}

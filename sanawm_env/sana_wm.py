@@ -13,13 +13,13 @@ from sanawm_env.env import SanaWMEnv
 from sanawm_env.errors import BundleError, ConfigError, SceneError
 from sanawm_env.hub import Files, missing, open_files, revision_in
 from sanawm_env.layouts import HUB_AUTOENCODER
-from sanawm_env.model.checkpoint import differences, fill, shapes_of
-from sanawm_env.model.lora import merge_lora, read_lora
-from sanawm_env.model.offload import Offload, home, offload_part
+from sanawm_env.model.checkpoint import differences, shapes_of
+from sanawm_env.model.lora import merging, read_lora
+from sanawm_env.model.offload import Offload, offload_part
 from sanawm_env.model.public_keys import Variant
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.refiner_state import RefinerConfig
-from sanawm_env.placement import Precision, find_offload
+from sanawm_env.placement import Placement, Precision, fill_placed, find_offload, place
 from sanawm_env.planned_env import PlannedEnv
 from sanawm_env.pretrained import from_pretrained, open_saved, plan
 from sanawm_env.prompt_cache import PromptCache
@@ -62,6 +62,7 @@ def make_env(
     revision: str | None = None,
     device: str | None = None,
     precision: Precision = "auto",
+    refiner_precision: Precision | None = None,
     offload: Offload | None = None,
     captured: bool | None = None,
     size: tuple[int, int] = SIZE,
@@ -77,7 +78,9 @@ def make_env(
     image: a picture or its path, with prompt and intrinsics (fx, fy, cx, cy in its pixels; the usual ones of 64 degrees
     if None); or scene: a `Scene` or a scene.yaml. refiner: whether the checkpoint's refiner runs too; refiner_lora: its
     low-rank weights, where they are kept apart. text_encoder: Gemma 2, a folder or Hub id. instruction: folder or file
-    with the instruction that stands before prompts; the checkpoint's own if None. offload: "parts" or "blocks" for a
+    with the instruction that stands before prompts; the checkpoint's own if None. precision: of denoiser and refiner;
+    refiner_precision: of the refiner alone, where it is to have another. `model.execution` says what runs of each.
+    offload: "parts" or "blocks" for a
     card that is smaller than the model: its weights stay in host memory and are moved to the device only while they
     compute, a part or a transformer block at a time. captured: of `SanaWMEnv`. size: of frames. options: the rest of
     the environment's; the task is free driving unless one is named. ConfigError, SceneError or BundleError says what
@@ -96,6 +99,7 @@ def make_env(
         revision=revision,
         device=device,
         precision=precision,
+        refiner_precision=refiner_precision,
         offload=offload,
         captured=captured,
         size=size,
@@ -121,6 +125,7 @@ def open_sana_wm(
     revision: str | None = None,
     device: str | None = None,
     precision: Precision = "auto",
+    refiner_precision: Precision | None = None,
     offload: Offload | None = None,
     captured: bool | None = None,
     size: tuple[int, int] = SIZE,
@@ -130,6 +135,8 @@ def open_sana_wm(
     `source`, and of text encoder and autoencoder where those are the same repository.
     """
     check_choice("variant", variant, tuple(SOURCES))
+    if refiner_precision is not None:
+        _check_refiner_precision(refiner_precision, refiner, device, offload)
     if source is None:
         source = SOURCES[variant]
         # The teacher is released without an autoencoder.
@@ -150,17 +157,9 @@ def open_sana_wm(
     refined_text = None
     if files is not None:
         transformer, connectors, encoder = (files.fetch_model(part) for part in parts)
-        refined = load_refiner(transformer, model, lora=refiner_lora, offload=offload)
+        refined = load_refiner(transformer, model, lora=refiner_lora, precision=refiner_precision, offload=offload)
         refined_text = refiner_source(encoder, connectors, positions=model.config.refiner_caption_length, device=device)
-        model = WorldModel(
-            model.config,
-            model.denoiser,
-            model.autoencoder,
-            model.fingerprint,
-            refiner=refined,
-            licence=model.licence,
-            captured=model.captured,
-        )
+        model = model.with_refiner(refined)
     stage1 = None
     if model.config.denoiser.caption_channels is not None:
         at = revision_in(text_encoder, source, revision)
@@ -183,14 +182,26 @@ def open_sana_wm(
 
 
 def load_refiner(
-    folder: str | Path, model: WorldModel, *, lora: str | Path | None = None, offload: Offload | None = None
+    folder: str | Path,
+    model: WorldModel,
+    *,
+    lora: str | Path | None = None,
+    precision: Precision | None = None,
+    offload: Offload | None = None,
 ) -> Refiner:
     """The refiner whose transformer diffusers has saved in `folder`, for the worlds of `model` and on its device.
 
-    lora: a file of low-rank weights that are kept apart, merged on loading. offload: of `bundle.load`. BundleError
-    lists tensors that are missing, unexpected or of a wrong shape, those of the audio half included, though it is never
-    read.
+    lora: a file of low-rank weights that are kept apart, merged on loading. precision: as of `bundle.load`; None for
+    what the denoiser of `model` has. offload: of `bundle.load`. BundleError lists tensors that are missing, unexpected
+    or of a wrong shape, those of the audio half included, though it is never read.
     """
+    own = Placement(
+        device=model.device,
+        dtype=model.dtype,
+        offload=find_offload(offload, model.device),
+        quantisation=model.denoiser.quantisation,
+    )
+    placement = own if precision is None else place(model.device, precision, offload)
     from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMLTX2RefinerTransformer3DModel
 
     told, stored = open_saved(Path(folder))
@@ -208,15 +219,23 @@ def load_refiner(
         spatial_stride=world.spatial_stride,
     )
     refiner = Refiner(config, transformer)
-    # Only now is anything read, and nothing of the audio half, which the refiner has dropped.
-    moved = find_offload(offload, model.device)
-    fill(refiner.transformer, stored.read, home(moved, model.device), model.dtype)
+    read = stored.read
     if lora is not None:
-        merge_lora(
-            refiner.transformer, read_lora(lora), dropped=whole.keys() - dict(transformer.named_modules()).keys()
-        )
-    offload_part(refiner, moved, model.device)
+        gone = whole.keys() - dict(transformer.named_modules()).keys()
+        read = merging(transformer, read, read_lora(lora), model.device, dropped=gone)
+    # Only now is anything read, and nothing of the audio half, which the refiner has dropped.
+    fill_placed(refiner, lambda name: read(name.removeprefix("transformer.")), placement)
+    offload_part(refiner, placement.offload, model.device)
     return refiner
+
+
+def _check_refiner_precision(precision: Precision, refiner: bool, device: str | None, offload: Offload | None) -> None:
+    """Before anything is downloaded. ConfigError: there is no refiner. BackendError: the device cannot run it."""
+    if not refiner:
+        raise ConfigError(
+            f"refiner_precision is {precision!r}, but no refiner is asked for; pass refiner=True too, or leave it out."
+        )
+    place(device, precision, offload)
 
 
 def _find_refiner(source: str | Path, variant: Variant, revision: str | None) -> tuple[Files, tuple[str, str, str]]:

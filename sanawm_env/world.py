@@ -26,6 +26,7 @@ from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.initialise import randomise
 from sanawm_env.model.offload import device_of, on_device
+from sanawm_env.model.quantised import execution
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.state import StepOutput, WorldState, fresh_fields
 
@@ -68,6 +69,18 @@ class WorldModel:
         """Whether steps are replayed from CUDA graphs."""
         return self.graphs is not None
 
+    def with_refiner(self, refiner: Refiner) -> WorldModel:
+        """The same weights, with a refiner behind them. ConfigError as for the model itself."""
+        return WorldModel(
+            self.config,
+            self.denoiser,
+            self.autoencoder,
+            self.fingerprint,
+            refiner=refiner,
+            licence=self.licence,
+            captured=self.captured,
+        )
+
     @classmethod
     def random(cls, config: WorldConfig, seed: int = 0, device: torch.device | str = "cpu") -> WorldModel:
         """A model with random weights, for tests and for measuring speed."""
@@ -90,12 +103,11 @@ class WorldModel:
     @property
     def execution(self) -> str:
         """What multiplies its large matrices: "bf16", "fp32", "fp8 scaled matmul", "nvfp4 weight-only (fused)" or
-        "(reference)", or, only where it was asked for, "fp8 simulated (reference)".
+        "(reference)", or, only where it was asked for, "fp8 simulated (reference)". With a refiner, what multiplies
+        there follows: "bf16; refiner: fp8 scaled matmul".
         """
-        chosen = self.denoiser.quantisation
-        if chosen is not None:
-            return chosen.execution(self.device)
-        return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(self.dtype, str(self.dtype))
+        own = execution(self.denoiser)
+        return own if self.refiner is None else f"{own}; refiner: {execution(self.refiner)}"
 
     @property
     def settled(self) -> int:

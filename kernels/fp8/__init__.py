@@ -18,31 +18,40 @@ BACKENDS = ("auto", "reference", "scaled")
 TOLERANCE = 2**-7
 
 
-def quantise(rows: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+def quantise(rows: Tensor, *, gelu: bool = False, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """(levels e4m3 [N, K], scales fp32 [N]) of a matrix [N, K]: each row over its scale, its largest at 448.
 
-    BackendError where "fused" cannot run; it has no gradients.
+    gelu: of the values' GELU instead (in its form with a tanh, in fp32). BackendError where "fused" cannot run; it has
+    no gradients.
     """
     if resolve(backend, rows.device, op="fp8_rows", gradients=needs_gradients(rows)) == "fused":
         from sanawm_env.kernels.fp8 import fused
 
-        return fused.quantise(rows)
-    return reference.quantise(rows)
+        return fused.quantise(rows, gelu=gelu)
+    return reference.quantise(rows, gelu=gelu)
 
 
-def linear(x: Tensor, levels: Tensor, scales: Tensor, bias: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+def linear(
+    x: Tensor,
+    levels: Tensor,
+    scales: Tensor,
+    bias: Tensor | None = None,
+    *,
+    gelu: bool = False,
+    backend: str = "auto",
+) -> Tensor:
     """x [..., K] times the transposed weights, plus bias [N]: [..., N] in x's dtype; sums in fp32.
 
-    levels e4m3 [N, K] and scales fp32 [N]: of `quantise`. "auto" is "scaled", torch's product of 8-bit floats, which
-    wants N and K to be multiples of 16; "reference" rounds the same and multiplies in fp32, for tests. BackendError
-    where the device has no such product: it is never simulated unasked.
+    levels e4m3 [N, K] and scales fp32 [N]: of `quantise`. gelu: of x's GELU instead, as `quantise` has it. "auto" is
+    "scaled", torch's product of 8-bit floats, which wants N and K to be multiples of 16; "reference" rounds the same
+    and multiplies in fp32, for tests. BackendError where the device has no such product: it is never simulated unasked.
     """
     if backend not in BACKENDS:
         raise BackendError(f"backend {backend!r} for fp8 is unknown; {nearest(backend, BACKENDS)}")
     if backend == "reference":
-        return reference.linear(x, levels, scales, bias)
+        return reference.linear(x, levels, scales, bias, gelu=gelu)
     check_scaled(x.device)
-    rows, given = quantise(x.reshape(-1, x.shape[-1]))
+    rows, given = quantise(x.reshape(-1, x.shape[-1]), gelu=gelu)
     added = None if bias is None else bias.bfloat16()
     out = torch._scaled_mm(
         rows, levels.t(), scale_a=given[:, None], scale_b=scales[None], bias=added, out_dtype=torch.bfloat16

@@ -15,10 +15,13 @@ from sanawm_env.kernels.rows import rows, whole_row
 
 
 @triton.jit
-def _fp8_kernel(x, levels, scales, x_row, largest, K: tl.constexpr, LANES: tl.constexpr):
+def _fp8_kernel(x, levels, scales, x_row, largest, K: tl.constexpr, GELU: tl.constexpr, LANES: tl.constexpr):
     row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, LANES)
     inside = lane < K
     value = tl.load(x + row * x_row + lane, mask=inside, other=0.0).to(tl.float32)
+    if GELU:
+        # (1 + tanh(u)) / 2 is the logistic function of 2 u, here with u = sqrt(2 / pi) (x + 0.044715 x^3).
+        value = value / (1.0 + tl.exp(-1.5957691216057308 * (value + 0.044715 * value * value * value)))
     scale = tl.max(tl.abs(value), 0) / largest
     scale = tl.where(scale > 0, scale, 1.0)
     value = tl.minimum(tl.maximum(value / scale, -largest), largest)
@@ -30,12 +33,11 @@ def _fp8_kernel(x, levels, scales, x_row, largest, K: tl.constexpr, LANES: tl.co
     tl.store(scales + row, scale)
 
 
-def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantise(x: Tensor, *, gelu: bool = False) -> tuple[Tensor, Tensor]:
     """As the package's `quantise`."""
     flat = rows(x)
     levels = torch.empty(flat.shape, dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty(len(flat), dtype=torch.float32, device=x.device)
-    _fp8_kernel[(len(flat),)](
-        flat, levels, scales, flat.stride(0), LARGEST, K=flat.shape[1], **whole_row(flat.shape[1])
-    )
+    sizes = whole_row(flat.shape[1])
+    _fp8_kernel[(len(flat),)](flat, levels, scales, flat.stride(0), LARGEST, K=flat.shape[1], GELU=gelu, **sizes)
     return levels, scales

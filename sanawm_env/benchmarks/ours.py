@@ -27,8 +27,10 @@ from sanawm_env.camera import latent_intrinsics, relative_poses
 from sanawm_env.clips import generate
 from sanawm_env.conditioning import Conditioning
 from sanawm_env.model.chunks import ChunkGrid, next_chunk
+from sanawm_env.model.quantised import execution
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.refiner_state import RefinerConfig
+from sanawm_env.quantise import quantised_refiner
 from sanawm_env.state import StepOutput, WorldState
 from sanawm_env.world import WorldModel, initial, step, told
 
@@ -92,6 +94,8 @@ def measure_refiner(bench: Bench) -> None:
     with torch.device("meta"):
         refiner = Refiner(settings, TINY_REFINER if bench.config.size == "tiny" else {})
     bench.randomised(refiner)
+    if bench.quantisation is not None:
+        refiner = quantised_refiner(refiner, bench.quantisation)
     shape = (config.denoiser.in_channels, *config.grid)
     hidden = bench.normal(1, config.refiner_caption_length, refiner.caption_channels)
     # As LTX-2's connectors give it: padded on the left.
@@ -100,7 +104,10 @@ def measure_refiner(bench: Bench) -> None:
     state = refiner.open(refiner.empty_state(1, config.grid), bench.normal(1, settings.sink, *shape), *text)
     while int(state.filled[0]) < settings.history:
         _, state = refiner.refine(state, latents, latents, *text)
-    bench.row("refiner.memory", lambda: _weight_bytes(refiner=refiner) | {"state_bytes": state.nbytes()})
+    bench.row(
+        "refiner.memory",
+        lambda: _weight_bytes(refiner=refiner) | {"state_bytes": state.nbytes(), "execution": execution(refiner)},
+    )
     bench.row("refiner.block", lambda: bench.repeated(lambda: refiner.refine(state, latents, latents, *text)[0]))
 
 

@@ -1,8 +1,8 @@
-"""Low-rank adapters merged into the weights they adapt: W + scale * B A."""
+"""Low-rank adapters merged into the weights they adapt, while these are read: W + scale * B A."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -26,21 +26,27 @@ def read_lora(path: str | Path) -> dict[str, Tensor]:
         ) from error
 
 
-@torch.no_grad()
-def merge_lora(
-    module: nn.Module, adapter: Mapping[str, Tensor], scale: float = 1.0, *, dropped: Collection[str] = ()
-) -> int:
-    """Adds an adapter to the linear weights of `module`, in place; returns how many it changed.
+def merging(
+    module: nn.Module,
+    read: Callable[[str], Tensor],
+    adapter: Mapping[str, Tensor],
+    device: torch.device,
+    scale: float = 1.0,
+    *,
+    dropped: Collection[str] = (),
+) -> Callable[[str], Tensor]:
+    """A reader of the weights of `module`, which may be empty, with an adapter added to its linear layers, on top of
+    one that returns them plain, by name. Sums are made on `device`, and given in fp32.
 
     adapter: "<layer>.lora_A.weight" [rank, in] and "<layer>.lora_B.weight" [out, rank], with "<layer>.alpha" where the
     product is to be scaled by alpha / rank, names as PEFT and diffusers write them (with or without a prefix such as
     "transformer."). scale: of the whole adapter. dropped: names of layers that the module no longer has;
-    what adapts them is left out. Sums are made in fp32. BundleError lists names that are no layer of the module, shapes
-    that do not fit and half pairs, before anything is changed.
+    what adapts them is left out. BundleError lists names that are no layer of the module, shapes that do not fit and
+    half pairs, before anything is read.
     """
     layers = dict(module.named_modules())
     given = {name: x for full, x in adapter.items() if _layer(name := _plain(full)) not in dropped}
-    changes: list[tuple[nn.Linear, Tensor]] = []
+    pairs: dict[str, tuple[float, Tensor, Tensor]] = {}
     wrong = [name for name in given if not name.endswith((DOWN, UP, ALPHA))]
     for name in {_layer(name) for name in given if name.endswith((DOWN, UP))}:
         layer, down, up = layers.get(name), given.get(name + DOWN), given.get(name + UP)
@@ -49,15 +55,21 @@ def merge_lora(
             continue
         rank = down.shape[0]
         weight = scale * float(given.get(name + ALPHA, torch.tensor(float(rank)))) / rank
-        changes.append((layer, weight * up.float().to(layer.weight.device) @ down.float().to(layer.weight.device)))
-    if wrong or not changes:
+        pairs[f"{name}.weight"] = (weight, up, down)
+    if wrong or not pairs:
         raise BundleError(
             f"the adapter does not fit: {len(wrong)} names are no linear layers of the module, half a pair or of "
             f"another shape ({', '.join(sorted(wrong)[:10]) or 'it holds none'}); take the adapter of this very model."
         )
-    for layer, change in changes:
-        layer.weight.copy_(layer.weight.float() + change)
-    return len(changes)
+
+    def read_merged(name: str) -> Tensor:
+        if name not in pairs:
+            return read(name)
+        weight, *factors = pairs[name]
+        up, down = (x.to(device).float() for x in factors)
+        return read(name).to(device).float() + weight * up @ down
+
+    return read_merged
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,7 @@
-"""Denoisers whose large layers keep their weights as FP8 or NVFP4 (spec rollout.md 11).
+"""Denoisers and refiners whose large layers keep their weights as FP8 or NVFP4 (spec rollout.md 11).
 
-Layers are replaced under their own names while the denoiser is still empty; the weights are quantised as they are read,
-or come from a bundle that holds them so. Names of the stored tensors are those of nvidia-modelopt's exports.
+Layers are replaced under their own names while the model is still empty; the weights are quantised as they are read, or
+come from a bundle that holds them so. Names of the stored tensors are those of nvidia-modelopt's exports.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,20 @@ from sanawm_env.kernels.backend import resolve
 from sanawm_env.model.checkpoint import bytes_of, listed
 from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.feed_forward import token_matrix
+from sanawm_env.model.offload import device_of
 
 if TYPE_CHECKING:
     from sanawm_env.model.denoiser import Denoiser
+    from sanawm_env.model.refiner import Refiner
 
+Model: TypeAlias = "Denoiser | Refiner"
 LowPrecision = Literal["fp8", "nvfp4"]
 LayerList = Literal["default", "max"]
 Read = Callable[[str], Tensor]
 
-# Of each block. The gates of the recurrence, the camera's ray arithmetic, scans, norms, short and depthwise
-# convolutions, embeddings and the final layer stay high in both lists.
-_DEFAULT = (
+# Of each block of a denoiser. The gates of the recurrence, the camera's ray arithmetic, scans, norms, short and
+# depthwise convolutions, embeddings and the final layer stay high in both lists.
+_DENOISER = (
     "attn.qkv",
     "attn.output_gate",
     "attn.proj",
@@ -41,6 +44,13 @@ _DEFAULT = (
     "mlp.point_conv.conv",
 )
 _CAMERA = ("attn.q_proj_cam", "attn.k_proj_cam", "attn.v_proj_cam", "attn.out_proj_cam", "plucker_proj")
+# Of each block of a refiner, all that multiplies but its gates; what is before and behind the blocks stays high.
+_REFINER = (
+    *(f"{attention}.{name}" for attention in ("attn1", "attn2") for name in ("to_q", "to_k", "to_v", "to_out.0")),
+    *("ff.net.0.proj", "ff.net.2"),
+)
+_DEFAULT = (*_DENOISER, *_REFINER)
+# No name is one of both models.
 LAYERS: dict[str, tuple[str, ...]] = {"default": _DEFAULT, "max": (*_DEFAULT, *_CAMERA, "mlp.t_conv")}
 # Matrix units and blocks of scales want whole groups of this many rows and columns.
 SIDE = 16
@@ -148,37 +158,53 @@ class FP8Linear(QuantisedLinear):
         # Eight bits lose too little for the inputs to matter.
         return dict(zip(cls.exact, fp8.quantise(weight), strict=True))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return fp8.linear(x, self.weight, self.weight_scale, self.bias, backend=self.backend)
+    def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
+        """gelu: of x's GELU instead, applied while x is rounded."""
+        return fp8.linear(x, self.weight, self.weight_scale, self.bias, gelu=gelu, backend=self.backend)
 
 
 KINDS: dict[str, type[QuantisedLinear]] = {"fp8": FP8Linear, "nvfp4": NVFP4Linear}
 
 
-def layer_names(denoiser: Denoiser, layers: LayerList) -> list[str]:
-    """Names of the layers of a list that this denoiser has; those with a side that is no multiple of 16 stay high."""
-    found = dict(denoiser.named_modules())
-    names = [f"blocks.{index}.{name}" for index in range(len(denoiser.blocks)) for name in LAYERS[layers]]
+def layer_names(model: Model, layers: LayerList) -> list[str]:
+    """Names of the layers of a list that this model has; those with a side that is no multiple of 16 stay high."""
+    found = dict(model.named_modules())
+    place = next(name for name, module in found.items() if module is model.blocks)
+    names = [f"{place}.{index}.{name}" for index in range(len(model.blocks)) for name in LAYERS[layers]]
     return [name for name in names if name in found and not any(n % SIDE for n in _matrix_of(found[name]).shape)]
 
 
-def replace_layers(denoiser: Denoiser, quantisation: Quantisation) -> None:
+def replace_layers(model: Model, quantisation: Quantisation) -> None:
     """Puts layers without weights in the places of those that `quantisation` names, in place, on the same device.
 
-    ConfigError when the denoiser is quantised already.
+    ConfigError when the model is quantised already, or has none of these layers.
     """
-    if denoiser.quantisation is not None:
+    what = type(model).__name__.lower()
+    if model.quantisation is not None:
         raise ConfigError(
-            f"the denoiser is {denoiser.quantisation.precision} already; quantise the one that it was made from."
+            f"the {what} is {model.quantisation.precision} already; quantise the one that it was made from."
+        )
+    names = layer_names(model, quantisation.layers)
+    if not names:
+        raise ConfigError(
+            f"the {what} has no layer of the list {quantisation.layers!r} whose sides are multiples of {SIDE}, so that "
+            f"nothing of it would be {quantisation.precision}; load it in 'bf16'."
         )
     kind = KINDS[quantisation.precision]
-    for name in layer_names(denoiser, quantisation.layers):
-        layer: Any = denoiser.get_submodule(name)
+    for name in names:
+        layer: Any = model.get_submodule(name)
         with layer.weight.device:
             stored = kind.empty(*_matrix_of(layer).shape)
             bias = None if layer.bias is None else torch.empty_like(layer.bias)
-        denoiser.set_submodule(name, kind(stored, bias, "reference" if quantisation.simulated else "auto"))
-    denoiser.quantisation = quantisation
+        model.set_submodule(name, kind(stored, bias, "reference" if quantisation.simulated else "auto"))
+    model.quantisation = quantisation
+
+
+def execution(model: Model) -> str:
+    """What multiplies a model's large matrices where it computes: "bf16", "fp32", or `Quantisation.execution`."""
+    if model.quantisation is not None:
+        return model.quantisation.execution(device_of(model))
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(model.dtype, str(model.dtype))
 
 
 def weight_bytes(config: DenoiserConfig, quantisation: Quantisation | None = None) -> int:
@@ -192,22 +218,20 @@ def weight_bytes(config: DenoiserConfig, quantisation: Quantisation | None = Non
     return bytes_of(denoiser)
 
 
-def exact_names(denoiser: nn.Module) -> set[str]:
+def exact_names(model: nn.Module) -> set[str]:
     """Names of the tensors that are stored in few bits, with their scales."""
-    layers = ((name, x) for name, x in denoiser.named_modules() if isinstance(x, QuantisedLinear))
+    layers = ((name, x) for name, x in model.named_modules() if isinstance(x, QuantisedLinear))
     return {f"{name}.{tensor}" for name, layer in layers for tensor in layer.exact}
 
 
-def quantising(
-    denoiser: Denoiser, read: Read, device: torch.device, moments: Mapping[str, Tensor] | None = None
-) -> Read:
-    """A reader for a denoiser of `replace_layers` on top of one that returns plain weights by name. moments: of the
+def quantising(model: Model, read: Read, device: torch.device, moments: Mapping[str, Tensor] | None = None) -> Read:
+    """A reader for a model of `replace_layers` on top of one that returns plain weights by name. moments: of the
     layers' inputs, by name (calibration.py).
 
     Each plain tensor is read once, as long as a layer's tensors are asked for one after another, and is quantised on
     `device`.
     """
-    kinds = {name: x for name, x in denoiser.named_modules() if isinstance(x, QuantisedLinear)}
+    kinds = {name: x for name, x in model.named_modules() if isinstance(x, QuantisedLinear)}
     latest: dict[str, dict[str, Tensor]] = {}
 
     def read_quantised(name: str) -> Tensor:

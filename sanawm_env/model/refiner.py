@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sanawm_env.errors import ConfigError, StateError
 from sanawm_env.kernels.modulated_norm.reference import EPSILON
 from sanawm_env.model.offload import device_of, on_demand, on_device
+from sanawm_env.model.quantised import Quantisation
 from sanawm_env.model.refiner_layers import (
     Keys,
     Reading,
@@ -64,6 +65,7 @@ class Refiner(nn.Module):
             )
         self.config = config
         self.transformer: Any = transformer
+        self.quantisation: Quantisation | None = None  # of its large layers (quantised.py)
         self._check_transformer()
         keep_video_half(transformer)
 

@@ -17,6 +17,7 @@ from sanawm_env.kernels.gated_residual import gated_residual
 from sanawm_env.kernels.modulated_norm import modulated_norm
 from sanawm_env.kernels.rms_norm import rms_norm
 from sanawm_env.kernels.window_attention import window_attention
+from sanawm_env.model.quantised import FP8Linear
 from sanawm_env.model.refiner_state import RefinerConfig
 
 Keys = tuple[Tensor, Tensor]
@@ -143,7 +144,7 @@ def run_block(
     x = x + _text_attention(block.attn2, rms_norm(x, None, block.norm2.eps), text, bias)
     shift, scale, gate = feed
     u = modulated_norm(x[:, None], shift, scale, centred=False)[:, 0]
-    return gated_residual(x[:, None], gate, block.ff(u)[:, None])[:, 0], raw, keys
+    return gated_residual(x[:, None], gate, _feed_forward(block.ff, u)[:, None])[:, 0], raw, keys
 
 
 def raw_keys(block: Any, raw: Tensor, frames: int) -> Tensor:
@@ -178,6 +179,13 @@ def _text_attention(attn: Any, u: Tensor, text: Keys, bias: Tensor | None) -> Te
     q = _heads(attn, rms_norm(attn.to_q(u), attn.norm_q.weight, attn.norm_q.eps)).transpose(1, 2)
     seen = scaled_dot_product_attention(q, *text, attn_mask=bias, scale=attn.head_dim**-0.5)
     return _project(attn, u, seen.transpose(1, 2))
+
+
+def _feed_forward(ff: Any, u: Tensor) -> Tensor:
+    opening, dropout, closing = ff.net
+    if isinstance(closing, FP8Linear):
+        return closing(opening.proj(u), gelu=True)
+    return closing(dropout(opening(u)))
 
 
 def _project(attn: Any, u: Tensor, seen: Tensor) -> Tensor:

@@ -47,6 +47,32 @@ def test_fused_rows_equal_the_reference(dtype: torch.dtype, nan_scratch: None) -
     same_rows("cpu", dtype)
 
 
+def same_activated_rows(device: str, dtype: torch.dtype) -> None:
+    """The fused form with GELU gives what the reference gives of rows that went through GELU, up to its own rounding:
+    half a unit of three bits at most once more, where it moves a value over an edge."""
+    x = (3 * torch.randn(7, 96, device=device)).to(dtype)
+    x[3] = 0
+    fused, wanted = (fp8.quantise(x, gelu=True, backend=backend) for backend in ("fused", "reference"))
+    by_hand = fp8.quantise(torch.nn.functional.gelu(x.float(), approximate="tanh"), backend="reference")
+    assert torch.equal(wanted[0].float(), by_hand[0].float()) and torch.equal(wanted[1], by_hand[1])
+    torch.testing.assert_close(fused[1], wanted[1], rtol=1e-6, atol=0)
+    got, levels = fused[0].float(), wanted[0].float()
+    assert ((got - levels).abs() <= torch.maximum(levels.abs() / 8, torch.tensor(2**-6, device=device))).all()
+    assert (got != levels)[levels.abs() >= 2**-6].float().mean() < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_rows_take_a_gelu_on_the_way(dtype: torch.dtype, nan_scratch: None) -> None:
+    same_activated_rows("cpu", dtype)
+
+
+def test_a_product_takes_a_gelu_on_the_way() -> None:
+    x, weight, bias = draw(6, 32, 48)
+    packed = fp8.quantise(weight)
+    wanted = fp8.linear(torch.nn.functional.gelu(x, approximate="tanh"), *packed, bias, backend="reference")
+    assert torch.equal(fp8.linear(x, *packed, bias, gelu=True, backend="reference"), wanted)
+
+
 def test_fused_rows_have_no_gradients() -> None:
     with pytest.raises(BackendError, match="no gradients"):
         fp8.quantise(torch.randn(2, 16, requires_grad=True), backend="fused")
@@ -94,11 +120,13 @@ def test_on_a_gpu() -> None:
         pytest.skip("this card multiplies no 8-bit floats")
     for dtype in (torch.float32, torch.bfloat16):
         same_rows("cuda", dtype)
+        same_activated_rows("cuda", dtype)
     for rows, count, width in ((1, 16, 16), (5, 320, 800), (880, 2240, 6720)):
         x, weight, bias = (t.bfloat16() for t in draw(rows, count, width, "cuda"))
         packed = fp8.quantise(weight)
-        for added in (bias, None):
-            found = fp8.linear(x, *packed, added)
-            wanted = fp8.linear(x.float(), *packed, None if added is None else added.float(), backend="reference")
+        for added, gelu in ((bias, False), (None, False), (bias, True)):
+            found = fp8.linear(x, *packed, added, gelu=gelu)
+            high = None if added is None else added.float()
+            wanted = fp8.linear(x.float(), *packed, high, gelu=gelu, backend="reference")
             assert found.dtype == torch.bfloat16
             assert (found - wanted).abs().max() <= fp8.TOLERANCE * wanted.abs().max()

@@ -123,6 +123,8 @@ def test_bytes_are_those_of_the_modules(found: dict[str, Any]) -> None:
     assert wide["state"]["recurrent"] == plain["state"]["recurrent"], "always in single precision"
     low = {name: count["distilled", False, name]["denoiser"] / plain["denoiser"] for name in ("fp8", "nvfp4")}
     assert low == pytest.approx({"fp8": 0.6612, "nvfp4": 0.5122}, abs=1e-4)
+    low = {name: count["distilled", True, name]["refiner"] / refined["refiner"] for name in ("fp8", "nvfp4")}
+    assert low == pytest.approx({"fp8": 0.5064, "nvfp4": 0.2899}, abs=1e-4)
     assert count["distilled", False, "nvfp4"]["state"] == plain["state"]
 
 

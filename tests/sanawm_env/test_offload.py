@@ -155,7 +155,7 @@ def test_threads_may_share_a_model() -> None:
 def broken(monkeypatch: pytest.MonkeyPatch) -> WorldModel:
     """An offloaded model whose second refiner block fails."""
     model = offloaded("blocks")
-    monkeypatch.setattr(model.refiner.blocks[1].ff, "forward", lambda *_: 1 / 0)
+    monkeypatch.setattr(model.refiner.blocks[1].ff.net[2], "forward", lambda *_: 1 / 0)
     return model
 
 

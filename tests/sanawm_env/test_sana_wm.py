@@ -19,8 +19,10 @@ from tests.public_layouts import SIZE, write_many_step_release, write_release
 
 import sanawm_env  # noqa: F401 - registers the environments
 from sanawm_env.clips import generate
-from sanawm_env.errors import BundleError, ConfigError, SceneError
+from sanawm_env.errors import BackendError, BundleError, ConfigError, SceneError
+from sanawm_env.model.quantised import Quantisation, exact_names
 from sanawm_env.planned_env import PlannedEnv
+from sanawm_env.quantise import quantised, quantised_refiner
 from sanawm_env.sana_wm import load_refiner, open_sana_wm
 from sanawm_env.state import WorldState
 from sanawm_env.world import step
@@ -254,3 +256,55 @@ def test_an_adapter_may_adapt_the_audio_half_too(options: dict[str, Any], releas
     save_file({name.replace("audio", "smell"): x for name, x in pairs.items()}, adapter)
     with pytest.raises(BundleError, match=r"transformer_blocks\.1\.smell_attn1\.to_q"):
         load_refiner(source, model, lora=adapter)
+
+
+def test_the_refiner_has_the_precision_of_the_denoiser_or_its_own(options: dict[str, Any]) -> None:
+    told = {key: x for key, x in options.items() if key != "disable_env_checker"}
+    low = "nvfp4 weight-only (reference)"
+    for precision, own, expected in (
+        ("nvfp4", None, f"{low}; refiner: {low}"),
+        ("nvfp4", "fp32", f"{low}; refiner: fp32"),
+        ("fp32", "nvfp4", f"fp32; refiner: {low}"),
+    ):
+        model, _ = open_sana_wm(**told | {"precision": precision, "refiner_precision": own}, refiner=True)
+        assert model.refiner is not None and model.execution == expected
+
+
+def test_precisions_that_a_refiner_cannot_have(options: dict[str, Any]) -> None:
+    told = {key: x for key, x in options.items() if key != "disable_env_checker"}
+    with pytest.raises(ConfigError, match=r"refiner_precision is 'nvfp4', but no refiner is asked for; pass refiner"):
+        open_sana_wm(**told, refiner_precision="nvfp4")
+    with pytest.raises(ConfigError, match="precision is 'fp4'; did you mean 'nvfp4'"):
+        open_sana_wm(**told, refiner=True, refiner_precision="fp4")  # type: ignore[arg-type]
+    with pytest.raises(BackendError, match="'fp8' cannot run on cpu"):
+        open_sana_wm(**told, refiner=True, refiner_precision="fp8")
+
+
+def test_a_low_refiner_is_the_stored_one_quantised_its_adapter_included(
+    options: dict[str, Any], release: Path, tmp_path: Path
+) -> None:
+    source, adapter = release / "refiner_diffusers" / "transformer", tmp_path / "adapter.safetensors"
+    told = {key: x for key, x in options.items() if key != "disable_env_checker"}
+    model, _ = open_sana_wm(**told)
+    drawn = torch.Generator().manual_seed(2)
+    factors = {"A": (2, 128), "B": (32, 2)}
+    save_file(
+        {
+            f"transformer_blocks.1.ff.net.2.lora_{side}.weight": torch.randn(shape, generator=drawn)
+            for side, shape in factors.items()
+        },
+        adapter,
+    )
+    for lora in (None, adapter):
+        loaded = load_refiner(source, model, lora=lora, precision="nvfp4").state_dict()
+        made = quantised_refiner(load_refiner(source, model, lora=lora), Quantisation(precision="nvfp4"))
+        assert loaded.keys() == made.state_dict().keys()
+        # What is not quantised may be bf16 in one of them.
+        assert all(torch.equal(loaded[name].float(), made.get_parameter(name).float()) for name in exact_names(made))
+    # A device without 8-bit products simulates only what was asked for so: a model that is simulated already.
+    simulated = Quantisation(precision="fp8", simulated=True)
+    refined = quantised(model.with_refiner(load_refiner(source, model)), simulated)
+    assert refined.execution == "fp8 simulated (reference); refiner: fp8 simulated (reference)"
+    same = load_refiner(source, quantised(model, simulated))
+    assert same.quantisation == simulated
+    assert refined.refiner is not None and refined.refiner.quantisation == simulated

@@ -117,6 +117,15 @@ def test_a_missing_sglang_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert report["skipped"] == [name for name in PARTS if name != "sglang"]
 
 
+def test_a_low_precision_is_that_of_the_refiner_too(report: dict[str, Any], tmp_path: Path) -> None:
+    low = sana_wm.run(quick(tmp_path, parts=("refiner",), precision="nvfp4"), lambda _: None)
+    assert low["failed"] == [] and low["rows"]["refiner.block"]["ms"]["p50"] > 0
+    told, plain = low["rows"]["refiner.memory"], report["rows"]["refiner.memory"]
+    assert (plain["execution"], told["execution"]) == ("fp32", "nvfp4 weight-only (reference)")
+    assert told["weight_bytes"]["refiner"] < plain["weight_bytes"]["refiner"]
+    assert low["real_time_factor"] == {}, "no chunk was measured"
+
+
 def test_what_fails_is_told_and_the_rest_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Adapters merged into weights: the sum by hand, the names in use, and everything that does not fit."""
+"""Adapters merged into weights that are read: the sum by hand, the names in use, and everything that does not fit."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sanawm_env.errors import BundleError
-from sanawm_env.model.lora import merge_lora, read_lora
+from sanawm_env.model.lora import merging, read_lora
 
 
 def module() -> nn.Module:
     torch.manual_seed(0)
     return nn.ModuleDict({"attn": nn.ModuleDict({"to_q": nn.Linear(6, 8)}), "norm": nn.LayerNorm(6)})
+
+
+def merged(target: nn.Module, told: dict[str, torch.Tensor], scale: float = 1.0) -> nn.Module:
+    """`target` with what is read of it through the adapter."""
+    read = merging(target, target.state_dict().__getitem__, told, torch.device("cpu"), scale)
+    target.load_state_dict({name: read(name).clone() for name in target.state_dict()})
+    return target
 
 
 def adapter(prefix: str = "", rank: int = 2) -> dict[str, torch.Tensor]:
@@ -29,26 +36,23 @@ def adapter(prefix: str = "", rank: int = 2) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("prefix", ["", "transformer.", "base_model.model.transformer."])
 def test_the_product_is_added(prefix: str, tmp_path: Path) -> None:
     save_file(adapter(prefix), tmp_path / "lora.safetensors")
-    merged, plain = module(), module()
-    assert merge_lora(merged, read_lora(tmp_path / "lora.safetensors"), scale=0.5) == 1
+    plain, adapted = module(), merged(module(), read_lora(tmp_path / "lora.safetensors"), scale=0.5)
     down, up = adapter().values()
-    before, after = plain.attn.to_q, merged.attn.to_q
+    before, after = plain.attn.to_q, adapted.attn.to_q
     torch.testing.assert_close(after.weight, before.weight + 0.5 * up @ down)
-    assert torch.equal(after.bias, before.bias)
+    assert torch.equal(after.bias, before.bias) and torch.equal(adapted.norm.weight, plain.norm.weight)
     x = torch.randn(3, 6)
     torch.testing.assert_close(after(x), before(x) + 0.5 * x @ down.T @ up.T)
 
 
 def test_alpha_scales_by_the_rank() -> None:
-    told, plain = module(), module()
-    merge_lora(told, adapter() | {"attn.to_q.alpha": torch.tensor(4.0)})
+    told, plain = merged(module(), adapter() | {"attn.to_q.alpha": torch.tensor(4.0)}), module()
     down, up = adapter().values()
     torch.testing.assert_close(told.attn.to_q.weight, plain.attn.to_q.weight + 2.0 * up @ down)
 
 
 def test_sums_are_made_in_full_precision() -> None:
-    small = module().bfloat16()
-    merge_lora(small, adapter())
+    small = merged(module().bfloat16(), adapter())
     down, up = adapter().values()
     wanted = (module().bfloat16().attn.to_q.weight.float() + up @ down).bfloat16()
     assert torch.equal(small.attn.to_q.weight, wanted)
@@ -63,19 +67,19 @@ def test_sums_are_made_in_full_precision() -> None:
         ({"attn.to_q.weight": torch.zeros(8, 6)}, r"attn\.to_q\.weight"),
     ],
 )
-def test_what_does_not_fit_is_listed_and_nothing_changes(change: dict[str, torch.Tensor], named: str) -> None:
-    target, before = module(), module()
+def test_what_does_not_fit_is_listed_before_anything_is_read(change: dict[str, torch.Tensor], named: str) -> None:
+    read = list[str]()
     with pytest.raises(BundleError, match=named):
-        merge_lora(target, adapter() | change)
-    assert torch.equal(target.attn.to_q.weight, before.attn.to_q.weight)
+        merging(module(), read.append, adapter() | change, torch.device("cpu"))  # type: ignore[arg-type]
+    assert not read
 
 
 def test_half_a_pair_an_empty_file_and_no_file(tmp_path: Path) -> None:
     half = adapter()
     del half["attn.to_q.lora_B.weight"]
     with pytest.raises(BundleError, match=r"attn\.to_q"):
-        merge_lora(module(), half)
+        merged(module(), half)
     with pytest.raises(BundleError, match="it holds none"):
-        merge_lora(module(), {})
+        merged(module(), {})
     with pytest.raises(BundleError, match="cannot be read"):
         read_lora(tmp_path / "none.safetensors")
