@@ -196,7 +196,12 @@ class Cloning:
             told = {"train_error": self._error(self.learned)}
             told |= {"validation_error": self._error(self.kept)} if len(self.kept) else {}
             judged = told.get("validation_error", told["train_error"])
-            if not judged >= self.best:
+            if not np.isfinite(judged):
+                raise ConfigError(
+                    f"the error is {judged} at step {self.step}, allowed are finite numbers; begin anew with a smaller "
+                    f"lr than {self.config.lr:g} and another out=."
+                )
+            if judged < self.best:
                 self.best, self.errors = judged, {**told, "best_step": self.step}
                 self.policy.provenance = self._provenance()
                 self.policy.save(self.config.out / POLICY)

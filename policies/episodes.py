@@ -18,7 +18,8 @@ Perturb = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 @dataclass(frozen=True, kw_only=True)
 class Episode:
     """How an episode went. reason: why it ended, as `info` of its last step has it. seconds of world time, metres
-    driven, and metres to the goal at the start and at the end, NaN where the task has none."""
+    driven up to the end; metres to the goal at the start and after the last step, within which the end may lie, NaN
+    where the task has none."""
 
     seed: int
     reason: str

@@ -95,8 +95,9 @@ class Expert:
 
     def act(self, observation: Any, state: Ways) -> tuple[np.ndarray, Ways]:
         """Actions (v, w) float32 [B, 2] of the coming chunk."""
-        pose = np.asarray(observation["pose"], np.float64).reshape(-1, 3, 4)
-        goal = pose[:, :, :3] @ (np.asarray(observation["goal"], np.float64) @ CAMERA_FROM_BODY.T)[..., None]
+        pose, goal = (_numbers(observation[key]) for key in ("pose", "goal"))
+        pose = pose.reshape(-1, 3, 4)
+        goal = pose[:, :, :3] @ (goal @ CAMERA_FROM_BODY.T)[..., None]
         goal = goal[..., 0] + pose[:, :, 3]
         if not state.known.all():
             state = self._plan(state, goal)
@@ -168,6 +169,11 @@ class Expert:
         clear = room >= np.minimum(self.config.closest, own - 0.005)
         clear[:, -1] = True
         return _SLOWER[clear.argmax(axis=1)]
+
+
+def _numbers(given: Any) -> np.ndarray:
+    """An array or a tensor on any device as float64."""
+    return np.asarray(given.cpu() if hasattr(given, "cpu") else given, np.float64)
 
 
 def _radius(plan: FloorPlan, goal: np.ndarray) -> np.ndarray:

@@ -124,10 +124,13 @@ def _done(config: Collect, env: SanaWMVectorEnv | None) -> dict[int, str]:
     store = EpisodeStore(config.out)
     known = [store.describe(index) for index in range(len(store))]
     for told in known:
-        truth, where = str(told["bundle"]).endswith("-truth"), config.out
-        if told["extra"] != config.job or (env is None and truth != (config.world == "truth")):
+        bundle = str(told["bundle"])
+        alike = (
+            bundle.endswith("-truth") == (config.world == "truth") if env is None else bundle == env.model.config.name
+        )
+        if told["extra"] != config.job or not alike:
             raise ConfigError(
-                f"{where} holds demonstrations from {told['bundle']!r} with {told['extra']}, asked for are "
+                f"{config.out} holds demonstrations from {bundle!r} with {told['extra']}, asked for are "
                 f"{config.world!r} with {config.job}; go on with those, or choose another store with out=."
             )
     last = config.first_seed + config.episodes
