@@ -109,7 +109,7 @@ TABLE: tuple[Array, ...] = (
         axes=("time", "action"),
         unit="see attribute action_units",
         required=False,
-        meaning="what an expert would have done in the place of actions, to which noise was added",
+        meaning="what an expert would do, for a step, at the instant from which the action of the same row leads on",
     ),
     Array(name="data/rewards", dtype="float64", axes=("time",), unit="", meaning="of the task, zero after the end"),
     Array(name="data/terminated", dtype="bool", axes=("time",), unit="", meaning="true where the task ended it"),

@@ -78,9 +78,10 @@ def read_demonstrations(
     *,
     episodes: Iterable[int] | None = None,
 ) -> tuple[Demonstrations, Fit]:
-    """Every instant before a step of the store's episodes, and what a policy that learns from them is made for.
+    """The instants of the store's episodes, and what a policy that learns from them is made for.
 
-    source: a store or several, as `open_store` takes them. The actions are `expert_actions` where the store has them.
+    source: a store or several, as `open_store` takes them. The actions are `expert_actions`, which are known at every
+    instant, where the store has them; else those that were executed, known where a step begins.
     StorageError: the store has no `start_goals`. ConfigError: they do not fit on the device, or actions change within a
     step.
     """
@@ -95,7 +96,7 @@ def read_demonstrations(
             )
     key = "expert_actions" if all("expert_actions" in store.keys for store in stores) else "actions"
     chosen = None if episodes is None else list(episodes)
-    step, reach = fit.frames_per_step, network.chunk * fit.frames_per_step
+    reach, step = network.chunk * fit.frames_per_step, 1 if key == "expert_actions" else fit.frames_per_step
     seen = Windows(opened, WindowSpec(arrays=("frames",), every=step), episodes=chosen)
     done = Windows(opened, WindowSpec(history=2, actions=reach, arrays=("poses", key), every=step), episodes=chosen)
     pixels = 3 * (fit.height // network.shrink) * (fit.width // network.shrink)
@@ -117,7 +118,7 @@ def _told(batch: dict[str, np.ndarray], key: str, goals: np.ndarray, fit: Fit) -
     away = goals[batch["episode"]] - here[:, :3, 3]
     held = batch[key].reshape(count, -1, fit.frames_per_step, batch[key].shape[-1])
     valid = batch["actions_valid"].reshape(count, -1, fit.frames_per_step)
-    if (np.abs(held - held[:, :, :1]).max(axis=-1) > 1e-6)[valid].any():
+    if key == "actions" and (np.abs(held - held[:, :, :1]).max(axis=-1) > 1e-6)[valid].any():
         raise ConfigError("actions change within a step; record with action_mode='hold', one action a step.")
     told = {
         "goal": (np.einsum("bji,bj->bi", here[:, :3, :3], away) @ CAMERA_FROM_BODY).astype(np.float32),

@@ -39,9 +39,9 @@ class Watcher(Protocol):
     def began(self, env: Any, info: dict[str, Any], worlds: Sequence[int]) -> None:
         """A reset of these worlds; info with a row a world."""
 
-    def stepped(self, env: Any, info: dict[str, Any], taken: np.ndarray, wanted: np.ndarray) -> None:
+    def stepped(self, env: Any, info: dict[str, Any], taken: np.ndarray, wanted: np.ndarray, state: Any) -> None:
         """A step of all worlds, those that had ended too. taken, wanted: actions [B, ...], as they were executed and as
-        the policy gave them."""
+        the policy gave them; state: that of the policy then."""
 
 
 def run_episodes(
@@ -86,7 +86,7 @@ class _Runs:
             taken = wanted if self.perturb is None else self.perturb(wanted, self.seed, self.step)
             observation, _, terminated, truncated, info = self.env.step(taken)
             if self.watcher is not None:
-                self.watcher.stepped(self.env, info, taken, wanted)
+                self.watcher.stepped(self.env, info, taken, wanted, self.state)
             self.step += 1
             self._measure(info)
             over = (terminated | truncated) & (self.seed >= 0)

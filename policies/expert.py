@@ -101,9 +101,14 @@ class Expert:
         goal = goal[..., 0] + pose[:, :, 3]
         if not state.known.all():
             state = self._plan(state, goal)
+        return self.show(pose, goal, state), state
+
+    def show(self, pose: np.ndarray, goal: np.ndarray, state: Ways) -> np.ndarray:
+        """What it would do for a chunk, float32 [B, 2], at poses [B, 3, 4] of the rooms for which a state has ways, on
+        the way to goals [B, 3] in the rooms' frames."""
         assert state.plan is not None
         ahead = self._target(state, pose[:, 0, 3], pose[:, 2, 3])
-        return self._steer(state.plan, pose, ahead, goal).astype(np.float32), state
+        return self._steer(state.plan, pose, ahead, goal).astype(np.float32)
 
     def _plan(self, state: Ways, goal: np.ndarray) -> Ways:
         """Ways for the worlds that have none."""

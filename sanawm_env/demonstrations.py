@@ -22,7 +22,7 @@ from sanawm_env.datasets.layout import METADATA
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.errors import ConfigError, SanaWMError
 from sanawm_env.policies.episodes import run_episodes
-from sanawm_env.policies.expert import Expert, ExpertConfig
+from sanawm_env.policies.expert import Expert, ExpertConfig, Ways
 from sanawm_env.truth import RoomsTruthVectorEnv
 from sanawm_env.vector_env import SanaWMVectorEnv
 from sanawm_env.wrappers.episodes import EpisodeLog
@@ -75,16 +75,17 @@ def collect(config: Collect, env: SanaWMVectorEnv | None = None) -> dict[str, An
     Called again, it goes on where it was cut off: an episode that had not ended leaves nothing. env: takes the place of
     the one that the config describes; made with frames="all", observation="dict" and a task with a goal.
 
-    The store has, beside what every store has, `start_goals`, and `expert_actions` where the executed ones have noise.
+    The store has, beside what every store has, `start_goals` and `expert_actions`.
     ConfigError: the store holds demonstrations of another job. SpaceError: the expert cannot drive this environment.
     """
     done = _done(config, env)
     seeds = [seed for seed in range(config.first_seed, config.first_seed + config.episodes) if seed not in done]
     if seeds:
         env = make_env(config, min(config.batch, len(seeds))) if env is None else env
-        log = DemonstrationLog(env, config)
+        expert = Expert(env, config.expert)
+        log = DemonstrationLog(env, expert, config)
         try:
-            ran = run_episodes(env, Expert(env, config.expert), seeds, perturb=_noise(config, env), watcher=log)
+            ran = run_episodes(env, expert, seeds, perturb=_noise(config, env), watcher=log)
             for one in tqdm(ran, total=len(seeds), unit="episode", desc="collect", disable=None):
                 done[one.seed] = one.reason
         finally:
@@ -100,18 +101,21 @@ def make_env(config: Collect, worlds: int) -> SanaWMVectorEnv:
 
 
 class DemonstrationLog(EpisodeLog):
-    """An `EpisodeLog` for `run_episodes`. An episode that is cut off leaves nothing."""
+    """An `EpisodeLog` for `run_episodes` that also asks the expert what it would do at every frame, not only where it
+    is to act. An episode that is cut off leaves nothing."""
 
-    def __init__(self, env: SanaWMVectorEnv, config: Collect) -> None:
+    def __init__(self, env: SanaWMVectorEnv, expert: Expert, config: Collect) -> None:
         codec = {"picture_codec": "jpeg", "picture_quality": config.picture_quality}
         super().__init__(env, config.out, goals=True, extra=config.job, codec=codec, durable=config.durable)
-        self.noisy = any(config.noise)
+        self.expert = expert
 
     def began(self, env: Any, info: Mapping[str, Any], worlds: Sequence[int]) -> None:
         self.start(info, worlds, env.last_timing["reset_seconds"])
 
-    def stepped(self, env: Any, info: Mapping[str, Any], taken: np.ndarray, wanted: np.ndarray) -> None:
-        self.step(info, taken, env.last_timing["step_seconds"], expert=wanted if self.noisy else None)
+    def stepped(self, env: Any, info: Mapping[str, Any], taken: np.ndarray, wanted: np.ndarray, ways: Ways) -> None:
+        between = np.moveaxis(info["poses"][:, :-1, :3], 1, 0)
+        shown = [wanted, *(self.expert.show(pose, info["goal"], ways) for pose in between)]
+        self.step(info, taken, env.last_timing["step_seconds"], expert=np.stack(shown, axis=1))
 
     def accept(self, one: RunningEpisode, reason: str) -> bool:
         return bool(reason)

@@ -102,7 +102,7 @@ class EpisodeLog(RunningEpisodes):
 
     def step(self, info: Mapping[str, Any], actions: Any, seconds: float, expert: Any = None) -> None:
         """A step of all worlds. info, actions: with a row a world. seconds: that it took. expert: what an expert would
-        have done, like actions; given at every step of the store or at none."""
+        do, like actions, or [B, F, A] for the instant before each frame; at every step of the store or at none."""
         running = sorted(self._running)
         if not running:
             return
