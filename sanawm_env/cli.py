@@ -101,10 +101,14 @@ def parser() -> argparse.ArgumentParser:
     training = _command(bench, "training", _bench_training, "tokens/s of the Rooms denoiser in training")
     _flags(training, bundle=str, steps=int, out=str)
     _command(bench, "report", _bench_report, "a page of what was measured, beside goals and floors")
-    train = _subjects(commands, "train", "train a world")
+    train = _subjects(commands, "train", "train a world or a policy")
     _command(train, "rooms-autoencoder", _train, "pictures to latents and back")
     _command(train, "rooms-denoiser", _train, "the world in latents; writes a bundle")
     _command(train, "smoke", _train, "every stage for a few steps on a CPU")
+    cloning = _command(train, "cloning", _train_cloning, "a policy from the demonstrations of an episode store")
+    _flags(cloning, device=str, out=str)
+    collect = _command(commands, "collect", _collect, "demonstrations of a scripted expert in an episode store")
+    _flags(collect, episodes=int, world=str, device=str, bundle=str, out=str)
     convert = _command(
         commands, "convert", _convert, "write a released checkpoint as a bundle", operands=("source", "target")
     )
@@ -241,6 +245,18 @@ def _train(options: argparse.Namespace) -> None:
 
     figures = run_stage(options.name, compose(f"train_{options.name.replace('-', '_')}", options.overrides))
     print(json.dumps(figures))
+
+
+def _train_cloning(options: argparse.Namespace) -> None:
+    from sanawm_env.policies.cloning_train import CloningTraining, train
+
+    print(json.dumps(train(_build(CloningTraining, "train_cloning", options))))
+
+
+def _collect(options: argparse.Namespace) -> None:
+    from sanawm_env.demonstrations import Collect, collect
+
+    print(json.dumps(collect(_build(Collect, "collect", options))))
 
 
 def _convert(options: argparse.Namespace) -> None:

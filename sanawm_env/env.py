@@ -26,6 +26,7 @@ from sanawm_env.start import check_seed, read_options
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sanawm_env.rooms import Scenes
     from sanawm_env.source import WorldSource
     from sanawm_env.state import WorldState
     from sanawm_env.tasks import Drive
@@ -104,6 +105,13 @@ class Worlds:
         before the first reset."""
         self._check_running()
         return self._episodes.now.world
+
+    @property
+    def scenes(self) -> Scenes | None:
+        """Geometry of the running worlds' rooms, a row each: what only an expert may look at. None where no world has
+        any. LifecycleError before the first reset."""
+        self._check_running()
+        return self._episodes.now.scenes
 
     @property
     def fps(self) -> float:

@@ -29,8 +29,10 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.store import BenchStore
     from sanawm_env.benchmarks.training import BenchTraining
     from sanawm_env.demo import DemoConfig
+    from sanawm_env.demonstrations import Collect
     from sanawm_env.evaluation.parity import EvalPrecisionParity
     from sanawm_env.generation.config import Generate
+    from sanawm_env.policies.cloning_train import CloningTraining
     from sanawm_env.quantise import Quantize
     from sanawm_env.teleop import Teleop
     from sanawm_env.training.autoencoder import AutoencoderTraining
@@ -38,6 +40,7 @@ def config_classes() -> dict[str, type]:
 
     return {
         "annotate": Annotate,
+        "collect": Collect,
         "demo": DemoConfig,
         "teleop": Teleop,
         "eval_rooms": EvalRooms,
@@ -52,6 +55,7 @@ def config_classes() -> dict[str, type]:
         "bench_report": Report,
         "bench_store": BenchStore,
         "bench_training": BenchTraining,
+        "train_cloning": CloningTraining,
         "train_rooms_autoencoder": AutoencoderTraining,
         "train_rooms_denoiser": DenoiserTraining,
     }
@@ -68,7 +72,7 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("demo", "teleop", "eval_rooms", "eval_precision_parity", "generate"),
+        *("demo", "teleop", "eval_rooms", "eval_precision_parity", "generate", "collect", "train_cloning"),
         *(
             "bench_kernels",
             "bench_logging",
@@ -97,7 +101,7 @@ def test_yaml_composes_and_builds(command: str) -> None:
         mapping |= {"bundle": "rooms", "out": "ours"}
     if command == "annotate":
         mapping |= {"video": "walk.mp4", "out": "ours", "licence": "CC0-1.0"}
-    if command.startswith("train_"):
+    if command.startswith("train_rooms"):
         mapping = {key: value for key, value in mapping.items() if key not in STAGE_KEYS}
     from_mapping(config_classes()[command], mapping)
 

@@ -34,8 +34,9 @@ class EpisodeLog(RunningEpisodes):
     path: of the store, appended to if it is there. keep: "frames"; "latents" instead, a fraction of the bytes, which
     `EpisodeStore(path, decode=Decoder(model))` turns to frames; or "both". The last two need an environment made with
     latents=True; the picture of reset is kept in any case. truth: also render the ground truth, for worlds that start
-    in a room. licences: of pictures given as scenes; that of the weights is added. extra: kept with the provenance,
-    plain JSON. codec: picture_codec and picture_quality of a `StoreInfo`. durable: as of `EpisodeWriter`.
+    in a room. goals: also keep where the task's goal lies. licences: of
+    pictures given as scenes; that of the weights is added. extra: kept with the provenance, plain JSON. codec:
+    picture_codec and picture_quality of a `StoreInfo`. durable: as of `EpisodeWriter`.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class EpisodeLog(RunningEpisodes):
         *,
         keep: Literal["frames", "latents", "both"] = "frames",
         truth: bool = False,
+        goals: bool = False,
         licences: Sequence[str] = (),
         extra: Mapping[str, Any] | None = None,
         codec: Mapping[str, Any] | None = None,
@@ -61,7 +63,7 @@ class EpisodeLog(RunningEpisodes):
             raise ConfigError(f"keep is {keep!r}, but info has no latents; build the environment with latents=True.")
         super().__init__(path, store_info(env, **(codec or {})), durable=durable)
         self.dropped = DROPPED[keep]
-        self.env, self.truth, self.licences, self.extra = env, truth, licences, extra
+        self.env, self.truth, self.goals, self.licences, self.extra = env, truth, goals, licences, extra
 
     def start(
         self,
@@ -76,6 +78,12 @@ class EpisodeLog(RunningEpisodes):
         for world, identity in zip(worlds, identities or [None] * len(worlds)):
             told = {key: rows[world] for key, rows in info.items() if not key.startswith("_")}
             rows, room = self._kept(start_rows(told)), int(told["room"])
+            if self.goals and "goal" not in told:
+                raise ConfigError(
+                    f"goals=True, but task {self.env.task.name!r} has none; use task='goto', or leave it."
+                )
+            if self.goals:
+                rows["start_goals"] = np.array(told["goal"], np.float64)
             if self.truth and room < 0:
                 raise ConfigError("truth=True, but the world starts from a picture, which has none; start in a room.")
             if self.truth:
@@ -92,16 +100,20 @@ class EpisodeLog(RunningEpisodes):
                 identity=identity,
             )
 
-    def step(self, info: Mapping[str, Any], actions: Any, seconds: float) -> None:
-        """A step of all worlds. info, actions: with a row a world. seconds: that it took."""
+    def step(self, info: Mapping[str, Any], actions: Any, seconds: float, expert: Any = None) -> None:
+        """A step of all worlds. info, actions: with a row a world. seconds: that it took. expert: what an expert would
+        do, like actions, or [B, F, A] for the instant before each frame; at every step of the store or at none."""
         running = sorted(self._running)
         if not running:
             return
         poses = np.stack([self._running[world].pose for world in running])
         used = used_actions(self.env, np.asarray(actions)[running], poses)
-        for world, action in zip(running, used):
+        shown = None if expert is None else used_actions(self.env, np.asarray(expert)[running], poses)
+        for row, world in enumerate(running):
             one = self._running[world]
-            rows = step_rows(info, action, one.intrinsics, seconds, world)
+            rows = step_rows(info, used[row], one.intrinsics, seconds, world)
+            if shown is not None:
+                rows["expert_actions"] = shown[row]
             if self.truth:
                 rows |= self._seen(one.room, rows["poses"], one.intrinsics)
             self.append(world, self._kept(rows), seconds / len(info["poses"]))
