@@ -1,24 +1,27 @@
 """Steps replayed from CUDA graphs: a chunk is thousands of small launches, which a graph makes one.
 
-A graph reads and writes fixed memory. Each kind of step (batch size, tier, chunk grid) has a graph; those of one batch
-size and tier share their memory, into which a step's tensors are copied and out of which its results are. So states
-stay what they are without graphs: nobody's memory but their own.
+A graph reads and writes fixed memory. It holds a whole chunk or one stage of it; each kind (batch size, stages, chunk
+grid) has a graph, and those of one batch size and the same stages share their memory, into which a step's tensors are
+copied and out of which its results are. So states stay what they are without graphs: nobody's memory but their own.
+
+Stages may run at the same time, on streams of their own, so graphs of different stages share no memory: neither what
+they copy into, nor the pool they compute in, nor the workspace that cuBLAS keeps for the stream they were recorded on.
+Graphs of the same stages share all three, and the device runs them one after another, whatever streams ask for them.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from sanawm_env.advance import Asked, Made, advance
+from sanawm_env.advance import Asked, Made, Stage, advance, holding
 from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.state import ON_HOST, WorldState
 
@@ -42,11 +45,14 @@ Program = Callable[[], object]
 
 
 class Kind(NamedTuple):
-    """What decides a graph: worlds, whether there are frames, and the chunk grid of that many worlds."""
+    """What decides a graph: worlds, stages, and what they read: the chunk grid of that many worlds where a chunk is
+    denoised, the filled part of the window where it is refined.
+    """
 
     worlds: int
-    decode: bool
-    chunks: ChunkGrid
+    stages: tuple[Stage, ...]
+    chunks: ChunkGrid | None
+    filled: int | None
 
 
 def padded(batch: int) -> int:
@@ -54,16 +60,19 @@ def padded(batch: int) -> int:
     return 1 << (batch - 1).bit_length() if batch <= STEP else -(-batch // STEP) * STEP
 
 
-def record(program: Program, beside: Replay | None = None) -> Replay:
-    """A program's CUDA graph; beside: another, never replayed at the same time, with which it can share memory."""
-    # Once as it is: kernels are compiled and tables made, which no graph may do.
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
+def record(program: Program, beside: Replay | None = None, stream: torch.cuda.Stream | None = None) -> Replay:
+    """A program's CUDA graph. beside: another, never replayed at the same time, with which it can share memory, and
+    stream: that on which both are recorded.
+    """
+    stream = torch.cuda.Stream() if stream is None else stream
+    # Once as it is: kernels are compiled, tables and workspaces made, which no graph may do.
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         program()
-    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=beside.pool() if isinstance(beside, torch.cuda.CUDAGraph) else None):
+    pool = beside.pool() if isinstance(beside, torch.cuda.CUDAGraph) else None
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
         program()
     return graph
 
@@ -74,24 +83,47 @@ class ChunkGraphs:
     def __init__(self, record: Callable[..., Replay] = record) -> None:
         self._record = record
         self._graphs: OrderedDict[Kind, _Graph] = OrderedDict()
+        self._turns: dict[tuple[Stage, ...], _Turns] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def advance(self, model: WorldModel, state: WorldState, asked: Asked, chunks: ChunkGrid, *, decode: bool) -> Made:
+    def advance(
+        self, model: WorldModel, state: WorldState, asked: Asked, chunks: ChunkGrid | None, stages: tuple[Stage, ...]
+    ) -> Made:
         """As `advance.advance`."""
-        worlds = padded(state.batch_size)
-        kind = Kind(worlds, decode, replace(chunks, filled=chunks.filled[:1] * worlds))
-        if not decode:
-            state = replace(state, decoder=None, refiner=None)
-        with self._lock, torch.cuda.device(model.device) if model.device.type == "cuda" else nullcontext():
+        state = holding(state, stages)
+        kind = _kind(state, chunks, stages)
+        with self._lock, self._turn(model.device, stages):
             if kind not in self._graphs:
                 if len(self._graphs) == LIMIT:
-                    self._graphs.popitem(last=False)
+                    self._forget(model.device)
                 self._graphs[kind] = self._new(kind, model, state, asked)
             self._graphs.move_to_end(kind)
             return self._graphs[kind].run(state, asked)
+
+    @contextmanager
+    def _turn(self, device: torch.device, stages: tuple[Stage, ...]) -> Iterator[None]:
+        """Once the device is through with the last graph of these stages."""
+        if device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(device):
+            if stages not in self._turns:
+                self._turns[stages] = _Turns({turns.recording for turns in self._turns.values()})
+            turns, stream = self._turns[stages], torch.cuda.current_stream()
+            stream.wait_event(turns.over)
+            try:
+                yield
+            finally:
+                turns.over.record(stream)
+
+    def _forget(self, device: torch.device) -> None:
+        """Gives up the graph that has not been used for longest, once no stream runs it."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self._graphs.popitem(last=False)
 
     def _new(self, kind: Kind, model: WorldModel, state: WorldState, asked: Asked) -> _Graph:
         given = _on_device(state) | asked.tensors()
@@ -101,8 +133,23 @@ class ChunkGraphs:
         for name, x in given.items():
             if name not in held or held[name].shape[1:] != x.shape[1:]:
                 held[name] = x.new_zeros(kind.worlds, *x.shape[1:])
-        beside = next((graph.recorded for graph in self._graphs.values()), None)
-        return _Graph(kind, model, state, held, partial(self._record, beside=beside))
+        beside = next((graph.recorded for known, graph in self._graphs.items() if known.stages == kind.stages), None)
+        turns = self._turns.get(kind.stages)
+        stream = None if turns is None else turns.recording
+        return _Graph(kind, model, state, asked, held, lambda program: self._record(program, beside, stream))
+
+
+class _Turns:
+    """What keeps graphs of the same stages one after another, and the stream on which they are recorded.
+
+    taken: the streams of other stages. Streams come from a small pool and repeat; this one is none of those.
+    """
+
+    def __init__(self, taken: set[torch.cuda.Stream]) -> None:
+        self.over = torch.cuda.Event()
+        self.recording = torch.cuda.Stream()
+        while self.recording in taken:
+            self.recording = torch.cuda.Stream()
 
 
 class _Graph:
@@ -113,6 +160,7 @@ class _Graph:
         kind: Kind,
         model: WorldModel,
         state: WorldState,
+        asked: Asked,
         held: dict[str, Tensor],
         record: Callable[[Program], Replay],
     ) -> None:
@@ -120,10 +168,10 @@ class _Graph:
         host = {name: x[:1].repeat_interleave(kind.worlds, dim=0) for name, x in _on_host(state).items()}
         names = _on_device(state)
         worlds = state.map(lambda name, _: held[name] if name in names else host[name])
-        asked = Asked(**{name: held[name] for name in Asked.__dataclass_fields__ if name in held})
+        told = Asked(**{name: held[name] for name in asked.tensors()})
 
         def program() -> None:
-            made = advance(model, worlds, asked, kind.chunks, decode=kind.decode)
+            made = advance(model, worlds, told, kind.chunks, kind.stages)
             results = {name: x for name, x in _results(made).items() if x is not held.get(name)}
             for name, x in results.items():
                 if name not in held:
@@ -141,14 +189,25 @@ class _Graph:
             self.held[name][batch:] = x[-1:]
         self.recorded.replay()
         made = {name: x[:batch].clone() for name, x in self._made.items()}
-        if state.refiner is not None and "refined" in made:
+        if state.refiner is not None:
             made["refiner.position"] = state.refiner.position + made["refined"].shape[1]
+        latents = made.get("latents", asked.latents)
+        assert latents is not None
         return Made(
             state=state.map(lambda name, x: made.get(name, x)),
-            latents=made["latents"],
+            latents=latents,
             frames=made.get("frames"),
             refined=made.get("refined"),
         )
+
+
+def _kind(state: WorldState, chunks: ChunkGrid | None, stages: tuple[Stage, ...]) -> Kind:
+    worlds = padded(state.batch_size)
+    grid = None
+    if "denoise" in stages:
+        assert chunks is not None
+        grid = replace(chunks, filled=chunks.filled[:1] * worlds)
+    return Kind(worlds, stages, grid, None if state.refiner is None else int(state.refiner.filled[0]))
 
 
 def _on_device(state: WorldState) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sanawm_env.advance import refiner_text
 from sanawm_env.camera import check_rigid
+from sanawm_env.chunk import told
 from sanawm_env.errors import ConfigError, PoseError
 from sanawm_env.kernels.philox import normal
 from sanawm_env.model.autoencoder import to_uint8
@@ -20,8 +21,9 @@ from sanawm_env.model.clip_sampler import sample_clip
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.offload import on_device
 from sanawm_env.model.refiner import Refiner
-from sanawm_env.state import StepOutput, WorldState
-from sanawm_env.world import WorldModel, check_seeds, check_text, initial, step, told
+from sanawm_env.rollout import Chunks, rollout
+from sanawm_env.state import StepOutput
+from sanawm_env.world import WorldModel, check_seeds, check_text, initial
 
 
 @torch.no_grad()
@@ -38,6 +40,7 @@ def generate(
     interval: float | None = None,
     noise: Tensor | None = None,
     decode: bool = True,
+    pipeline: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> StepOutput:
     """Clips that start at pictures and follow camera trajectories.
@@ -47,16 +50,23 @@ def generate(
     in frame pixels. text: embedded prompts as `WorldState.text` holds them. units: model units a metre (the bundle's
     by default). negative: (hidden [B, L, C], mask [B, L]) of what guidance moves away from; a distilled model has no
     guidance. interval: of `sample_clip`, for the teacher. noise: [B, T - 1, channels, h, w] instead of each world's
-    own, for parity tests. progress: called with (done, in all). With a refiner, the frames are of refined latents.
+    own, for parity tests. pipeline: of `rollout`, for the distilled model, whose chunks are finished one by one.
+    progress: called with (done, in all). With a refiner, the frames are of refined latents.
     Returns frames [B, N, H, W, 3] (None without `decode`), latents [B, T, channels, h, w] and the poses. Raises
     PoseError or SceneError. Spec rollout.md 6.
     """
     path = torch.as_tensor(poses, dtype=torch.float64).cpu()
     latents = _count_latents(model.config, path)
     check_rigid(path)
+    if pipeline and model.config.variant != "distilled":
+        raise ConfigError(
+            f"pipeline is True for a {model.config.variant} model, allowed is a distilled one: all others denoise a "
+            "clip as a whole. Use pipeline=False."
+        )
     state, opened = initial(model, images, seeds=seeds, poses=path[:, 0], intrinsics=intrinsics, text=text, units=units)
     if model.config.variant == "distilled":
-        return _stepped(model, state, opened, path, noise, decode, progress)
+        rolled = rollout(model, state, path[:, 1:], noise=noise, decode=decode, pipeline=pipeline)
+        return _joined(opened, rolled, path, (path.shape[1] - 1) // model.config.frames_per_chunk, progress)
     if noise is None:
         shape = (latents - 1, model.config.denoiser.in_channels, *model.config.grid)
         noise = normal(state.seed, state.chunk, 0, shape, device=model.device)
@@ -136,29 +146,24 @@ def _decoded(model: WorldModel, latents: Tensor) -> Tensor:
     return torch.cat(frames, dim=1)
 
 
-def _stepped(
-    model: WorldModel,
-    state: WorldState,
-    opened: StepOutput,
-    path: Tensor,
-    noise: Tensor | None,
-    decode: bool,
-    progress: Callable[[int, int], None],
+def _joined(
+    opened: StepOutput, rolled: Chunks, path: Tensor, chunks: int, progress: Callable[[int, int], None]
 ) -> StepOutput:
-    """The clip of a distilled model: chunk after chunk through `world.step`, each with the noise that an environment of
-    this seed would draw.
+    """The clip of a distilled model: its first picture and the chunks of a rollout, each with the noise that an
+    environment of this seed would draw.
     """
-    outputs, count = [opened], model.config.frames_per_chunk
-    chunks = path[:, 1:].split(count, dim=1)
-    drawn = [None] * len(chunks) if noise is None else noise.split(model.config.chunk_latents, dim=1)
-    for done, (follow, draw) in enumerate(zip(chunks, drawn, strict=True)):
-        state, output = step(model, state, follow, noise=draw, decode=decode)
+    outputs = [opened]
+    for done, (_, output) in enumerate(rolled, start=1):
         outputs.append(output)
-        progress(done + 1, len(chunks))
-    frames = torch.cat([o.frames for o in outputs if o.frames is not None], dim=1) if decode else None
+        progress(done, chunks)
+    frames = [o.frames for o in outputs[1:] if o.frames is not None]
     refined = [o.refined for o in outputs if o.refined is not None]
-    latents = torch.cat([o.latents for o in outputs], dim=1)
-    return StepOutput(frames, latents, path, torch.cat([opened.latents, *refined], dim=1) if refined else None)
+    return StepOutput(
+        None if opened.frames is None or not frames else torch.cat([opened.frames, *frames], dim=1),
+        torch.cat([o.latents for o in outputs], dim=1),
+        path,
+        torch.cat([opened.latents, *refined], dim=1) if refined else None,
+    )
 
 
 def _count_latents(config: WorldConfig, path: Tensor) -> int:

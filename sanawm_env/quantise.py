@@ -24,8 +24,9 @@ from sanawm_env.model.quantised import (
 )
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.placement import Placement, fill_placed, find_device
+from sanawm_env.rollout import rollout
 from sanawm_env.rooms import render, sample_scenes, sample_trajectories
-from sanawm_env.world import WorldModel, initial, step
+from sanawm_env.world import WorldModel, initial
 
 # Of the rooms that calibrate; none of them is held out.
 FIRST_ROOM, CHUNKS = 500_000_000, 4
@@ -97,8 +98,8 @@ def _moments(model: WorldModel, quantisation: Quantisation, rooms: int) -> Momen
 
     def drive() -> None:
         state, _ = initial(model, truth.rgb[:, 0], seeds=seeds, poses=poses[:, 0])
-        for path in poses[:, 1:].split(config.frames_per_chunk, dim=1):
-            state, _ = step(model, state, path, decode=False)
+        for _ in rollout(model, state, poses[:, 1:], decode=False):
+            pass
 
     return input_moments(model.denoiser, layer_names(model.denoiser, quantisation.layers), drive)
 

@@ -99,7 +99,7 @@ class WorldState:
             )
 
     def spend(self) -> None:
-        """Marks the state as advanced; only `world.step` does so."""
+        """Marks the state as advanced; only `world.step` and `rollout` do so."""
         self._spent = True
 
     def tensors(self) -> dict[str, Tensor]:

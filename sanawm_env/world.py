@@ -7,21 +7,19 @@ No Gymnasium, no files, no globals: weights and config are in `WorldModel`, ever
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sanawm_env.advance import Asked, advance, conditioning, refiner_text
-from sanawm_env.camera import check_intrinsics, check_rigid, relative_poses
+from sanawm_env.advance import refiner_text, stages_of
+from sanawm_env.camera import check_intrinsics, check_rigid
+from sanawm_env.chunk import computed_at_once, run_stages, together
 from sanawm_env.chunk_graphs import ChunkGraphs
-from sanawm_env.conditioning import Conditioning
 from sanawm_env.errors import ConfigError, SceneError, StateError
-from sanawm_env.kernels.philox import normal
 from sanawm_env.model.autoencoder import Autoencoder, to_uint8
-from sanawm_env.model.chunks import ChunkGrid, next_chunk
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.initialise import randomise
@@ -174,7 +172,7 @@ def initial(
     batch = pictures.shape[0]
     state = set_out(model.empty_state(batch), seeds, poses, intrinsics, horizon, units)
     state.text = check_text(model, state.text, text)
-    return _together(computed_at_once(model, state.chunk), state, lambda part, rows: _open(model, part, pictures[rows]))
+    return together(computed_at_once(model, state.chunk), state, lambda part, rows: _open(model, part, pictures[rows]))
 
 
 def set_out(
@@ -222,14 +220,10 @@ def step(
     the state stays as it was.
     """
     state.check_usable()
-    path = _check_step(model, state, poses, decode)
+    path = check_step(model, state, poses, decode)
     if noise is not None:
-        _check_noise(model.config, noise, state.batch_size)
-    advanced, output = _together(
-        computed_at_once(model, state.chunk.clamp(max=model.settled)),
-        state,
-        lambda part, rows: _advance(model, part, path[rows], None if noise is None else noise[rows], decode),
-    )
+        check_noise(model.config, noise, state.batch_size, chunks=1)
+    advanced, output = run_stages(model, state, path, stages_of(model, decode=decode), noise=noise)
     state.spend()
     return advanced, output
 
@@ -249,94 +243,8 @@ def _open(model: WorldModel, state: WorldState, pictures: Tensor) -> tuple[World
     return opened, StepOutput(to_uint8(shown), latents, state.pose[:, None].clone())
 
 
-def _advance(
-    model: WorldModel, state: WorldState, path: Tensor, noise: Tensor | None, decode: bool
-) -> tuple[WorldState, StepOutput]:
-    """`step` for worlds of one kind."""
-    slots = model.config.denoiser.previous_latents // model.config.chunk_latents
-    chunks = next_chunk(model.config.chunk_latents, tuple(state.chunk.tolist()), slots)
-    asked = _asked(model, state, path, chunks, noise, refining=decode and model.refiner is not None)
-    run = advance if model.graphs is None else model.graphs.advance
-    made = run(model, state, asked, chunks, decode=decode)
-    advanced = replace(made.state, chunk=state.chunk + 1, pose=path[:, -1].clone())
-    return advanced, StepOutput(made.frames, made.latents, path, made.refined)
-
-
-def told(model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid) -> Conditioning:
-    """Conditioning of the next chunk along poses [B, F, 4, 4], on the model's device."""
-    return conditioning(model, state, chunks, *_view(model, state, path, chunks))
-
-
-def _view(model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """Poses, relative to each world's first camera and in model units, intrinsics and positions of the next chunk."""
-    device = model.device
-    whole = torch.cat([state.pose[:, None], path], dim=1) if chunks.opening else path
-    seen = relative_poses(state.origin, whole)
-    seen[..., :3, 3] *= state.units.nan_to_num(1.0)[:, None, None]
-    start = torch.where(state.chunk == 0, 0, 1 + model.config.chunk_latents * state.chunk)
-    position = start[:, None] + torch.arange(chunks.frames)
-    return seen.float().to(device), state.intrinsics.to(device), position.to(device)
-
-
-def _asked(
-    model: WorldModel, state: WorldState, path: Tensor, chunks: ChunkGrid, noise: Tensor | None, *, refining: bool
-) -> Asked:
-    """What the next chunk is told; noise by seed and age where none is given."""
-    config, device = model.config, model.device
-    poses, intrinsics, position = _view(model, state, path, chunks)
-    shape = (config.chunk_latents, config.denoiser.in_channels, *config.grid)
-    asked = Asked(
-        poses=poses,
-        intrinsics=intrinsics,
-        position=position,
-        noise=normal(state.seed, state.chunk, 0, shape, device=device) if noise is None else noise.to(device),
-    )
-    if not refining:
-        return asked
-    assert state.refiner is not None
-    return replace(
-        asked,
-        refiner_noise=normal(state.seed, state.chunk, 1, shape, device=device),
-        refiner_position=state.refiner.position.to(device),
-    )
-
-
-def computed_at_once(model: WorldModel, kind: Tensor) -> list[Tensor]:
-    """Rows of the batch that one call computes: worlds of one age [B], up to that at which all windows are full, since
-    attention to fewer keys is another computation; on a CPU every world by itself.
-
-    Products and exponentials on a CPU round by how many rows share a call and by how its threads divide them, and a
-    world must not depend on its neighbours (design.md 3). A chunk of one world is enough work for a CPU.
-    """
-    if model.device.type == "cpu":
-        return list(torch.arange(len(kind)).split(1))
-    return [rows for value in kind.unique() if (rows := (kind == value).nonzero()[:, 0]).numel()]
-
-
-def _together(
-    groups: list[Tensor], state: WorldState, advance: Callable[[WorldState, Tensor], tuple[WorldState, StepOutput]]
-) -> tuple[WorldState, StepOutput]:
-    """What `advance(worlds, rows)` gives for each group of rows, in the order of the batch."""
-    if len(groups) == 1:
-        return advance(state, groups[0])
-    states, outputs = zip(*(advance(state.select(rows), rows) for rows in groups), strict=True)
-    order = torch.cat(groups).argsort()
-
-    def joined(tensors: list[Tensor]) -> Tensor:
-        return torch.cat(tensors)[order.to(tensors[0].device)]
-
-    flat = [part.tensors() for part in states]
-    merged = states[0].map(lambda name, _: joined([tensors[name] for tensors in flat]))
-
-    def told_by_all(name: str) -> Tensor | None:
-        parts = [getattr(output, name) for output in outputs]
-        return None if parts[0] is None else joined(parts)
-
-    latents, poses = joined([o.latents for o in outputs]), joined([o.poses for o in outputs])
-    return merged, StepOutput(told_by_all("frames"), latents, poses, told_by_all("refined"))
-
-
-def _check_step(model: WorldModel, state: WorldState, poses: Tensor | np.ndarray, decode: bool) -> Tensor:
+def check_step(model: WorldModel, state: WorldState, poses: Tensor | np.ndarray, decode: bool) -> Tensor:
+    """The poses as float64 on the host, once they, the state and the model are found to fit. Raises as `step`."""
     path = torch.as_tensor(poses, dtype=torch.float64).cpu()
     path = check_rigid(_per_world("poses", path, state.batch_size, (model.config.frames_per_chunk, 4, 4)))
     if state.fingerprint != model.fingerprint:
@@ -383,10 +291,12 @@ def check_seeds(seeds: Sequence[int] | Tensor, batch: int) -> Tensor:
     return _per_world("seeds", torch.tensor([int(seed) for seed in values], dtype=torch.int64), batch, ())
 
 
-def _check_noise(config: WorldConfig, noise: Tensor, batch: int) -> None:
-    shape = (batch, config.chunk_latents, config.denoiser.in_channels, *config.grid)
+def check_noise(config: WorldConfig, noise: Tensor, batch: int, chunks: int) -> tuple[Tensor, ...]:
+    """The noise of each chunk. StateError unless there is one draw for each new latent."""
+    shape = (batch, chunks * config.chunk_latents, config.denoiser.in_channels, *config.grid)
     if tuple(noise.shape) != shape:
         raise StateError(f"noise has shape {tuple(noise.shape)}, expected {shape}: one draw for each new latent.")
+    return noise.split(config.chunk_latents, dim=1)
 
 
 def _check_images(config: WorldConfig, images: Tensor | np.ndarray) -> Tensor:

@@ -24,15 +24,18 @@ from sanawm_env.benchmarks.streaming import (
     turning_path,
 )
 from sanawm_env.camera import latent_intrinsics, relative_poses
+from sanawm_env.chunk import told
 from sanawm_env.clips import generate
 from sanawm_env.conditioning import Conditioning
 from sanawm_env.model.chunks import ChunkGrid, next_chunk
+from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.quantised import execution
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.model.refiner_state import RefinerConfig
 from sanawm_env.quantise import quantised_refiner
+from sanawm_env.rollout import rollout
 from sanawm_env.state import StepOutput, WorldState
-from sanawm_env.world import WorldModel, initial, step, told
+from sanawm_env.world import WorldModel, initial, step
 
 
 def measure_distilled(bench: Bench) -> None:
@@ -53,6 +56,7 @@ def measure_distilled(bench: Bench) -> None:
     )
     bench.row("distilled.latents", lambda: stream(model, 1, config.repeats, config.warmup, decode=False, text=text))
     bench.row("distilled.decoded", decoded)
+    bench.row("distilled.pipelined", lambda: _pipelined(bench, model))
     # Three chunks fill the window: sink, previous and current.
     age, frames = 3, world.frames_per_chunk
     path = turning_path(1, (age + 1) * frames, world.fps)
@@ -83,7 +87,7 @@ def measure_distilled(bench: Bench) -> None:
 
 
 def measure_refiner(bench: Bench) -> None:
-    """One block behind a full window: its denoising steps and the pass that captures what later blocks read."""
+    """One block by itself, and whole worlds that it refines."""
     config = config_of(bench.config.size, "distilled")
     settings = RefinerConfig(
         block_latents=config.chunk_latents,
@@ -96,7 +100,15 @@ def measure_refiner(bench: Bench) -> None:
     bench.randomised(refiner)
     if bench.quantisation is not None:
         refiner = quantised_refiner(refiner, bench.quantisation)
-    shape = (config.denoiser.in_channels, *config.grid)
+    _measure_block(bench, config, refiner)
+    plain = bench.world("distilled")
+    model = WorldModel(plain.config, plain.denoiser, plain.autoencoder, refiner=refiner, captured=plain.captured)
+    bench.row("refiner.pipelined", lambda: _pipelined(bench, model))
+
+
+def _measure_block(bench: Bench, config: WorldConfig, refiner: Refiner) -> None:
+    """One block behind a full window: its denoising steps and the pass that captures what later blocks read."""
+    settings, shape = refiner.config, (config.denoiser.in_channels, *config.grid)
     hidden = bench.normal(1, config.refiner_caption_length, refiner.caption_channels)
     # As LTX-2's connectors give it: padded on the left.
     text = (hidden, mask(config.refiner_caption_length, bench.device).flip(1))
@@ -109,6 +121,35 @@ def measure_refiner(bench: Bench) -> None:
         lambda: _weight_bytes(refiner=refiner) | {"state_bytes": state.nbytes(), "execution": execution(refiner)},
     )
     bench.row("refiner.block", lambda: bench.repeated(lambda: refiner.refine(state, latents, latents, *text)[0]))
+
+
+def _pipelined(bench: Bench, model: WorldModel) -> dict[str, Any]:
+    """A world along a known path with its stages overlapped, and chunk after chunk, from the first pose to the last."""
+    if bench.device.type != "cuda":
+        return {"status": "not measured: stages overlap on a CUDA device"}
+    config, world, text = bench.config, model.config, bench.text(model)
+    warmup, chunks = max(config.warmup, model.settled + 1), config.chunks - config.warmup
+    path = turning_path(1, (warmup + chunks) * world.frames_per_chunk, world.fps)
+    before, after = path.split([warmup * world.frames_per_chunk, chunks * world.frames_per_chunk], dim=1)
+    outputs: dict[bool, list[StepOutput]] = {}
+    milliseconds = {}
+    for pipeline in (False, True):
+        state, _ = _follow(model, _start(model, text), before, pipeline)
+
+        def roll(state: WorldState = state, pipeline: bool = pipeline) -> None:
+            outputs[pipeline] = _follow(model, state, after, pipeline)[1]
+
+        milliseconds[pipeline] = percentiles([timed(roll, bench.device) / chunks])
+    check_finite(outputs[True][-1].latents, "the latents of the last chunk")
+    rate = 1000 * world.frames_per_chunk / milliseconds[True]["p50"]
+    return {
+        "chunk_ms": milliseconds[True],
+        "in_turn_chunk_ms": milliseconds[False],
+        "frames_per_second": round(rate, 2),
+        "real_time_factor": round(rate / world.fps, 3),
+        "chunks": chunks,
+        "holds": {"identical": _same(outputs[True], outputs[False])},
+    }
 
 
 def measure_teacher(bench: Bench) -> None:
@@ -245,11 +286,13 @@ def _start(model: WorldModel, text: dict[str, Tensor]) -> WorldState:
     return initial(model, pictures(model, 1), seeds=[0], text=text)[0]
 
 
-def _follow(model: WorldModel, state: WorldState, path: Tensor) -> tuple[WorldState, list[StepOutput]]:
+def _follow(
+    model: WorldModel, state: WorldState, path: Tensor, pipeline: bool = False
+) -> tuple[WorldState, list[StepOutput]]:
     """The world after the chunks along a path [1, k F, 4, 4], and what each gave."""
     outputs = []
-    for poses in path.split(model.config.frames_per_chunk, dim=1):
-        state, output = step(model, state, poses)
+    for made in rollout(model, state, path, pipeline=pipeline):
+        state, output = made
         outputs.append(output)
     return state, outputs
 

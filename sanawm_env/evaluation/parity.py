@@ -20,8 +20,9 @@ from sanawm_env.evaluation.rooms import pose_offsets
 from sanawm_env.evaluation.visibility import visible
 from sanawm_env.model.quantised import LayerList, LowPrecision, Quantisation, weight_bytes
 from sanawm_env.quantise import quantised
+from sanawm_env.rollout import rollout
 from sanawm_env.state import WorldState
-from sanawm_env.world import WorldModel, initial, step
+from sanawm_env.world import WorldModel, initial
 
 # Decibels by which a low precision may be worse than the high one.
 LIMIT_DB = 0.3
@@ -146,8 +147,7 @@ def _compared(high: WorldModel, low: WorldModel, drive: HeldOut) -> list[dict[st
 def _driven(model: WorldModel, state: WorldState, drive: HeldOut) -> tuple[Tensor, Tensor]:
     """Latents [1, chunks, n, channels, h, w] and each chunk's last frame uint8 [1, chunks, H, W, 3]; spends state."""
     latents, pictures = [], []
-    for path in drive.poses[:, 1:].split(model.config.frames_per_chunk, dim=1):
-        state, shown = step(model, state, path)
+    for _, shown in rollout(model, state, drive.poses[:, 1:]):
         assert shown.frames is not None
         latents.append(shown.latents)
         pictures.append(shown.frames[:, -1])

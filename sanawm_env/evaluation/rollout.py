@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sanawm_env.model.autoencoder import to_uint8
-from sanawm_env.world import WorldModel, initial, step
+from sanawm_env.rollout import rollout
+from sanawm_env.world import WorldModel, initial
 
 # Called after each chunk with the number of frames it made.
 Progress = Callable[[int], object]
@@ -38,13 +39,12 @@ def dream(
     state, shown = initial(model, pictures, seeds=seeds, poses=poses[:, 0])
     wanted, kept, latents, done = set(keep), {0: _first(shown.frames)}, [shown.latents], 0
     began = _now(model)
-    for path in poses[:, 1:].split(model.config.frames_per_chunk, dim=1):
-        state, shown = step(model, state, path)
+    for _, shown in rollout(model, state, poses[:, 1:]):
         assert shown.frames is not None
         kept |= {done + k + 1: frame for k, frame in enumerate(shown.frames.unbind(1)) if done + k + 1 in wanted}
         latents.append(shown.latents)
-        done += path.shape[1]
-        progress(path.shape[1] * len(pictures))
+        done += shown.frames.shape[1]
+        progress(shown.frames.shape[1] * len(pictures))
     seconds = _now(model) - began
     frames = torch.stack([kept[k] for k in keep], dim=1)
     return Dream(frames=frames, latents=torch.cat(latents, dim=1), made=done * len(pictures), seconds=seconds)

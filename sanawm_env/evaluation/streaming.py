@@ -7,10 +7,11 @@ import copy
 import torch
 from torch import Tensor
 
+from sanawm_env.chunk import told
 from sanawm_env.model.chunks import clip_chunks, next_chunk
 from sanawm_env.model.denoiser import last_memory
 from sanawm_env.state import WorldState
-from sanawm_env.world import WorldModel, told
+from sanawm_env.world import WorldModel
 
 
 @torch.no_grad()

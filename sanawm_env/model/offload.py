@@ -96,6 +96,11 @@ def on_demand(
     return run
 
 
+def is_offloaded(part: nn.Module) -> bool:
+    """Whether weights of a part are on its device only while they compute."""
+    return any(hasattr(module, _RESIDENCE) for module in part.modules())
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes."""
     residence: Residence | None = getattr(module, _RESIDENCE, None)

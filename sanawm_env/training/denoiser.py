@@ -20,6 +20,7 @@ from sanawm_env.conditioning import Conditioning, condition
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.chunks import ChunkGrid, clip_chunks
 from sanawm_env.model.denoiser import Denoiser
+from sanawm_env.rollout import rollout
 from sanawm_env.rooms import render, sample_scenes
 from sanawm_env.training.latents import ClipBank, ClipSource, Drawn
 from sanawm_env.training.loop import Log
@@ -27,7 +28,7 @@ from sanawm_env.training.objective import Levels, mixture_loss, streamed_loss
 from sanawm_env.training.paths import HELD_OUT_SEEDS, plan_paths
 from sanawm_env.training.ranks import Ranks
 from sanawm_env.training.run import Run
-from sanawm_env.world import WorldModel, initial, step
+from sanawm_env.world import WorldModel, initial
 
 VALIDATION_SEED = HELD_OUT_SEEDS + 500_000_000  # apart from the seeds that `sanawm eval rooms` uses
 VALIDATION_SCENES = 16
@@ -205,11 +206,10 @@ class DenoiserStage:
             state, _ = initial(model, truth[:, 0], seeds=seeds, poses=path[:, 0])
             result = {}
             count = self.world.frames_per_chunk
-            for begin in range(1, frames + 1, count):
-                state, output = step(model, state, path[:, begin : begin + count])
+            for chunk, (_, output) in enumerate(rollout(model, state, path[:, 1:]), start=1):
                 assert output.frames is not None
-                error = (output.frames[:, -1].float() - truth[:, begin + count - 1].float()).square().mean((1, 2, 3))
-                result[f"psnr_{begin + count - 1}"] = round(float((10 * torch.log10(255**2 / error)).mean()), 2)
+                error = (output.frames[:, -1].float() - truth[:, chunk * count].float()).square().mean((1, 2, 3))
+                result[f"psnr_{chunk * count}"] = round(float((10 * torch.log10(255**2 / error)).mean()), 2)
         return {name: result[name] for name in ("psnr_8", "psnr_32", "psnr_64") if name in result}
 
 

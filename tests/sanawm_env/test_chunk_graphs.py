@@ -4,70 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from tests.public_layouts import tiny_refiner
+from tests.tiny_worlds import FRAMES, Repeated, assert_same, path, repeat, start, with_graphs, world
 
 from sanawm_env import chunk_graphs
-from sanawm_env.advance import Asked, advance
+from sanawm_env.advance import Asked, Stage, advance
 from sanawm_env.bundle import load
+from sanawm_env.chunk import run_stages
 from sanawm_env.chunk_graphs import ChunkGraphs, padded
 from sanawm_env.errors import BackendError
 from sanawm_env.model.chunks import next_chunk
-from sanawm_env.model.config import tiny_config
-from sanawm_env.model.refiner import Refiner
-from sanawm_env.model.refiner_state import RefinerConfig
 from sanawm_env.placement import find_captured
 from sanawm_env.state import StepOutput, WorldState
-from sanawm_env.world import WorldModel, initial, step
-
-FRAMES, WORDS, CAPTION = 8, 5, 12
-
-
-class Repeated(NamedTuple):
-    """What a GPU's graph is, computed anew each time."""
-
-    replay: Callable[[], None]
-
-
-def repeat(program: Callable[[], None], beside: Repeated | None = None) -> Repeated:
-    program()
-    return Repeated(program)
-
-
-def world(device: str = "cpu", *, refined: bool = False) -> WorldModel:
-    config = tiny_config()
-    if not refined:
-        return WorldModel.random(config, device=device)
-    config = dataclasses.replace(config, refiner_caption_length=WORDS)
-    torch.manual_seed(1)
-    settings = RefinerConfig(block_latents=2, kv_max_frames=5, temporal_stride=4, spatial_stride=8)
-    refiner = Refiner(settings, tiny_refiner(8, vae_scale_factors=(4, 8, 8))).to(device)
-    plain = WorldModel.random(config, device=device)
-    return WorldModel(config, plain.denoiser, plain.autoencoder, refiner=refiner)
-
-
-def with_graphs(model: WorldModel, graphs: ChunkGraphs) -> WorldModel:
-    other = WorldModel(model.config, model.denoiser, model.autoencoder, refiner=model.refiner)
-    other.graphs = graphs
-    return other
-
-
-def start(model: WorldModel, batch: int = 1, seed: int = 0) -> WorldState:
-    draw = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (batch, 32, 40, 3), dtype=torch.uint8, generator=draw)
-    text = model.empty_text(batch)
-    for name, x in text.items():
-        text[name] = torch.ones_like(x) if name.endswith("mask") else torch.randn(x.shape, generator=draw).to(x)
-    return initial(model, images, seeds=range(seed, seed + batch), text=text)[0]
-
-
-def path(batch: int, chunk: int) -> torch.Tensor:
-    poses = torch.eye(4, dtype=torch.float64).repeat(batch, FRAMES, 1, 1)
-    poses[..., 2, 3] = 0.02 * torch.arange(1, batch + 1)[:, None] * (1 + FRAMES * chunk + torch.arange(FRAMES))
-    return poses
+from sanawm_env.world import WorldModel, step
 
 
 def roll(
@@ -85,9 +37,7 @@ def roll(
 
 def assert_equal(got: Iterator[StepOutput], wanted: Iterator[StepOutput]) -> None:
     for one, other in zip(got, wanted, strict=True):
-        for name in ("frames", "latents", "poses", "refined"):
-            x, y = getattr(one, name), getattr(other, name)
-            assert (x is None) == (y is None) and (x is None or torch.equal(x, y)), name
+        assert_same(one, other)
 
 
 @pytest.mark.parametrize("refined", [False, True])
@@ -99,6 +49,37 @@ def test_fixed_memory_changes_no_bit_of_a_world(refined: bool, decode: bool) -> 
     assert_equal(roll(with_graphs(model, graphs), start(model), range(6), decode), wanted)
     # The opening chunk, those while the windows fill, and all others.
     assert len(graphs) == model.settled + 1
+
+
+def test_a_refiner_whose_window_fills_later_than_the_denoisers_has_graphs_of_its_own() -> None:
+    model, graphs = world(refined=True, window=9), ChunkGraphs(repeat)
+    assert model.settled == 4
+    assert_equal(roll(with_graphs(model, graphs), start(model), range(7)), roll(model, start(model), range(7)))
+    assert len(graphs) == model.settled + 1
+
+
+def test_graphs_share_memory_with_those_of_the_same_stages_alone() -> None:
+    programs: list[tuple[Repeated, Repeated | None]] = []
+
+    def recorded(program: Callable[[], None], beside: Repeated | None, stream: Any) -> Repeated:
+        made = repeat(program)
+        programs.append((made, beside))
+        return made
+
+    model = with_graphs(world(refined=True), ChunkGraphs(recorded))
+    every: list[tuple[Stage, ...]] = [("denoise", "refine", "decode"), ("denoise",), ("refine",), ("decode",)]
+    owners: dict[Repeated, tuple[Stage, ...]] = {}
+    for stages in every:
+        state = start(model)
+        for chunk in range(4):
+            state, _ = run_stages(model, state, path(1, chunk), stages, latents=torch.zeros(1, 2, 8, 4, 5))
+        owners |= {made: stages for made, _ in programs if made not in owners}
+    # Windows of the denoiser and the refiner fill, a decode cache is full from the start.
+    assert [sum(stages == owner for owner in owners.values()) for stages in every] == [3, 3, 3, 1]
+    assert [made for made, beside in programs if beside is None] == [
+        next(made for made, owner in owners.items() if owner == stages) for stages in every
+    ]
+    assert all(beside is None or owners[made] == owners[beside] for made, beside in programs)
 
 
 def test_states_keep_memory_of_their_own() -> None:
@@ -129,7 +110,8 @@ def test_a_batch_is_padded_and_comes_out_without_the_padding() -> None:
             position=torch.arange(chunks.frames).repeat(3, 1) + (1 + 2 * age if age else 0),
             noise=torch.randn(3, 2, *state.first_latent.shape[1:], generator=draw),
         )
-        got, wanted = (run(model, state, asked, chunks, decode=True) for run in (graphs.advance, advance))
+        stages: tuple[Stage, ...] = ("denoise", "decode")
+        got, wanted = (run(model, state, asked, chunks, stages) for run in (graphs.advance, advance))
         assert got.latents.shape == wanted.latents.shape
         torch.testing.assert_close(got.latents, wanted.latents, atol=1e-4, rtol=1e-4)
         for name, x in wanted.state.tensors().items():

@@ -9,12 +9,13 @@ from diffusers import AutoencoderKLLTX2Video, FlowMatchEulerDiscreteScheduler, S
 from PIL import Image
 
 from sanawm_env.benchmarks.peers import diffusers_config
+from sanawm_env.chunk import told
 from sanawm_env.clips import generate
 from sanawm_env.errors import ConfigError, PoseError, SceneError
 from sanawm_env.model.chunks import clip_chunks
 from sanawm_env.model.clip_sampler import noise_levels, sample_clip
 from sanawm_env.model.config import DenoiserConfig, Schedule, WorldConfig, tiny_config
-from sanawm_env.world import WorldModel, initial, step, told
+from sanawm_env.world import WorldModel, initial, step
 
 STEPS = 5
 

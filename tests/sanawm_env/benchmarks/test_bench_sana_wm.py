@@ -60,9 +60,10 @@ def test_everything_is_measured_and_kept(report: dict[str, Any], folder: Path, l
     assert [json.loads(line) for line in (folder / "bench" / "sana_wm.jsonl").read_text().splitlines()] == [report]
     assert {"time", "commit", "cpu", "torch", "dtype", "settings"} <= set(report)
     assert set(report["rows"]) == {
-        *(f"distilled.{row}" for row in ("memory", "latents", "decoded", "conditioning")),
+        *(f"distilled.{row}" for row in ("memory", "latents", "decoded", "pipelined", "conditioning")),
         *(f"distilled.{row}" for row in ("denoiser_pass", "commit_pass", "decode")),
-        *("refiner.memory", "refiner.block", "teacher.clip", "bidirectional.4", "bidirectional.7"),
+        *("refiner.memory", "refiner.block", "refiner.pipelined"),
+        *("teacher.clip", "bidirectional.4", "bidirectional.7"),
         *("diffusers.4", "diffusers.7", "diffusers.decode", "check"),
         *(name for name in report["rows"] if name.startswith("sglang")),
     }
