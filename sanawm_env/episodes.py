@@ -40,6 +40,7 @@ from sanawm_env.source import WorldSource
 from sanawm_env.start import ResetOptions, Start, make_start
 from sanawm_env.state import WorldState
 from sanawm_env.tasks import Columns, Drive, make_task, task_fields
+from sanawm_env.visits import VISITING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +69,7 @@ class Episodes(abc.ABC):
         self.config = config
         self.batch = batch
         if batch > 1:
-            state = model.empty_state(1).nbytes()["total"]
-            check_capacity(batch, COPIES * state + self._frame_bytes, model.device)
+            self._check_capacity(batch, model.empty_state(1).nbytes()["total"], self._frame_bytes)
         self.action_map = config.make_map()
         self.task = make_task(config.task)
         self.running: Running | None = None
@@ -82,6 +82,20 @@ class Episodes(abc.ABC):
         """Bytes of what a world shows of a chunk."""
         shape = self.model.config
         return shape.frames_per_chunk * shape.height * shape.width * 3
+
+    @property
+    def home(self) -> torch.device:
+        """Where the states of the worlds lie between steps, and what they show."""
+        resident = self.config.resident
+        return self.model.device if resident is None or self.batch <= resident else torch.device("cpu")
+
+    def _check_capacity(self, worlds: int, state: int, frames: int, what: str = "num_envs") -> None:
+        """ConfigError unless there is memory for so many more worlds, with states and frames of so many bytes."""
+        each, visiting = COPIES * state + frames, VISITING * state
+        check_capacity(worlds, each, self.home, what, visiting if self.config.resident is None else None)
+        if self.home != self.model.device:
+            assert self.config.resident is not None
+            check_capacity(self.config.resident, visiting, self.model.device, what="resident")
 
     @classmethod
     @abc.abstractmethod
@@ -174,11 +188,11 @@ class Episodes(abc.ABC):
         if not is_count(n):
             raise StateError(f"fork got n = {n!r}, allowed is a whole number >= 1; pass how many futures to make.")
         n, now = int(n), self.now
-        each = COPIES * now.world.nbytes()["total"] // self.batch + (self._frame_bytes if decode else 0)
-        check_capacity(n * self.batch, each, self.model.device, what="the number of futures")
         forked = copy.copy(self)
         forked.batch, forked.decode = self.batch * n, decode
-        world = (now.world if decode or now.world.decoder is None else now.world.plan()).fork(n)
+        state, frames = now.world.nbytes()["total"] // self.batch, self._frame_bytes if decode else 0
+        forked._check_capacity(forked.batch, state, frames, what="the number of futures")
+        world = (now.world if decode or now.world.decoder is None else now.world.plan()).to(forked.home).fork(n)
         if decode and world.decoder is None:
             raise StateError("these worlds have no decoder left (decode=False); fork from ones that have it.")
         if reseed:
@@ -188,9 +202,9 @@ class Episodes(abc.ABC):
         forked.running = Running(
             world=world,
             rows=rows,
-            frames=None if now.frames is None else now.frames.repeat_interleave(n, dim=0),
+            frames=None if now.frames is None else now.frames.to(forked.home).repeat_interleave(n, dim=0),
             task=now.task,
-            scenes=rooms_of(np.repeat(now.rows["room"], n)),
+            scenes=None if now.scenes is None else now.scenes.select(np.repeat(np.arange(self.batch), n).tolist()),
         )
         return forked
 
@@ -198,6 +212,7 @@ class Episodes(abc.ABC):
         """These episodes alone, in this order; the others are untouched."""
         chosen = copy.copy(self)
         chosen.batch, chosen.running = len(rows), self.now.select(list(rows))
+        chosen.running = replace(chosen.running, world=chosen.running.world.to(chosen.home))
         return chosen
 
     def snapshot(self, rng: Mapping[str, Any]) -> Snapshot:
@@ -217,7 +232,7 @@ class Episodes(abc.ABC):
         check_fits(taken, fingerprint=self.model.fingerprint, worlds=self.batch, actions=self.steering)
         self.decode = taken.world.decoder is not None
         self.running = Running(
-            world=taken.world.clone().to(self.model.device),
+            world=taken.world.clone().to(self.home),
             rows={name: rows.copy() for name, rows in taken.rows.items()},
             frames=None if taken.frames is None else torch.from_numpy(taken.frames.copy()),
             task=make_task(taken.task),
@@ -241,7 +256,7 @@ class Episodes(abc.ABC):
         if self.config.arrays == "numpy":
             return self.frames(last=last)
         frames = self.now.frames
-        # After `restore` they lie on the host.
+        # After `restore`, or where states visit the device, they lie on the host.
         return None if frames is None else (frames[:, -1:] if last else frames).to(self.model.device, copy=True)
 
     def _given(self, array: np.ndarray) -> Any:
@@ -355,5 +370,6 @@ class Episodes(abc.ABC):
             facts["frames"] = frames
         if now.latents is not None:
             torched = self.config.arrays == "torch"
-            facts["latents"] = now.latents.clone() if torched else now.latents.cpu().numpy().copy()
+            kept = now.latents
+            facts["latents"] = kept.to(self.model.device, copy=True) if torched else kept.cpu().numpy().copy()
         return facts | now.task.describe(now.columns, poses[:, -1])

@@ -46,6 +46,8 @@ class PlannedConfig(EnvConfig):
         super().__post_init__()
         if self.trajectory is not None and self.actions is not None:
             raise ConfigError("trajectory and actions are both given, allowed is one of them; drop the other.")
+        if self.resident is not None:
+            raise ConfigError(f"resident is {self.resident!r}, but a planned clip is one world; leave it out.")
         if self.latents:
             raise ConfigError("a planned clip is decoded as a whole and gives no latents chunk by chunk; drop latents.")
 

@@ -51,13 +51,14 @@ class Running:
         rows = {name: kept.copy() for name, kept in self.rows.items()}
         for name, kept in rows.items():
             kept[slots] = fresh.rows[name]
+        known = self.scenes is not None and fresh.scenes is not None
         return replace(
             self,
             world=self.world.write(slots, fresh.world),
             rows=rows,
             frames=_put(self.frames, fresh.frames, slots),
             latents=_put(self.latents, fresh.latents, slots),
-            scenes=rooms_of(rows["room"]),
+            scenes=self.scenes.write(slots, fresh.scenes) if known else rooms_of(rows["room"]),
         )
 
     def select(self, index: list[int]) -> Running:
