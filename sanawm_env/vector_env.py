@@ -141,7 +141,7 @@ class SanaWMVectorEnv(Worlds, VectorEnv[Any, Any, np.ndarray]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Lets go of the worlds; the model stays with the process."""
-        self._episodes.running = None
+        self._episodes.running = self._episodes.last_latents = None
 
     def _mask(self, given: Any) -> np.ndarray:
         if given is None:
