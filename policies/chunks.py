@@ -1,4 +1,4 @@
-"""Policies that answer with chunks of actions, from anywhere: asked ahead of time, overlapping parts joined by a rule."""
+"""Policies that answer with chunks of actions, from anywhere: asked ahead of time, overlaps joined by a rule."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ class ChunkedPolicy:
         shape = self.action_space.shape
         if chunk.ndim < 2 or chunk.shape[0] != worlds or not chunk.shape[1] or chunk.shape[2:] != shape:
             raise ActionError(
-                f"a chunk of actions has shape {chunk.shape}, expected ({worlds}, T, {', '.join(map(str, shape))}) with "
-                "T >= 1: one row a world, one action a step."
+                f"a chunk of actions has shape {chunk.shape}, expected ({worlds}, T, {', '.join(map(str, shape))}) "
+                "with T >= 1: one row a world, one action a step."
             )
         if not np.isfinite(chunk).all():
             raise ActionError("a chunk of actions holds NaN or infinity, allowed are finite numbers; check the policy.")

@@ -1,4 +1,4 @@
-"""Policies that explore, to gather data with: smooth random walks, coverage of the floor, ways there and back, mixtures.
+"""Policies that explore, to gather data: smooth random walks, coverage of the floor, ways there and back, mixtures.
 
 All are for robots on wheels (map diff_drive, actions (v, w), also per frame) and observation="dict", of which they read
 the pose alone. What they draw follows from their seed and the first pose of an episode, so a row depends on nothing but

@@ -191,7 +191,9 @@ class Client:
             ) from error
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            raise PolicyError(f"no policy server answers at {self.url} ({error}); start it, or correct the url.") from error
+            raise PolicyError(
+                f"no policy server answers at {self.url} ({error}); start it, or correct the url."
+            ) from error
         if answer.status != 200:
             raise PolicyError(
                 f"the policy server at {self.url} answered {answer.status}: {content.decode(errors='replace')[:300]}"

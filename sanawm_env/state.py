@@ -162,6 +162,7 @@ class WorldState:
             )
         if other.batch_size != index.numel():
             raise StateError(f"write got {other.batch_size} worlds for {index.numel()} slots; pass one world a slot.")
+
         def written(name: str, x: Tensor) -> Tensor:
             # Memory that is quick to copy to a device stays so.
             kept = torch.empty_like(x, pin_memory=x.is_pinned()).copy_(x)

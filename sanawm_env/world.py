@@ -110,9 +110,7 @@ class WorldModel:
         """Whether its worlds start with an embedded prompt."""
         return self.config.denoiser.caption_channels is not None or self.refiner is not None
 
-    def empty_state(
-        self, batch: int, *, decoder: bool = True, device: torch.device | str | None = None
-    ) -> WorldState:
+    def empty_state(self, batch: int, *, decoder: bool = True, device: torch.device | str | None = None) -> WorldState:
         """A state of the right shapes in which nothing has happened yet; on the model's device by default."""
         config, grid = self.config, self.config.grid
         place = self.device if device is None else torch.device(device)

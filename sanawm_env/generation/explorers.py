@@ -220,7 +220,9 @@ def make_policy(config: Generate, env: SanaWMVectorEnv) -> Policy[Any]:
     try:
         made = found(env.single_observation_space, env.single_action_space, **config.policy_options)
     except TypeError as error:
-        raise ConfigError(f"policy_options {dict(config.policy_options)} do not fit {config.policy}: {error}.") from None
+        raise ConfigError(
+            f"policy_options {dict(config.policy_options)} do not fit {config.policy}: {error}."
+        ) from None
     check_policy(made, env)
     policy = made
     return policy

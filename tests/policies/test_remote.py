@@ -72,7 +72,9 @@ def test_overlaps_replace_or_average_what_was_there() -> None:
     # Asked at step 3 (one action left), there at step 4: its first action is of the past.
     replaced = rollout(ChunkedPolicy(chunk, OBSERVATIONS, ACTIONS, ahead=1), seen)
     assert replaced[:6, 0].tolist() == [0, 1, 2, 3, 21, 22]
-    averaged = rollout(ChunkedPolicy(chunk, OBSERVATIONS, ACTIONS, ahead=2, share=0.25), [[0], [0], [20], [0], [0], [0]])
+    averaged = rollout(
+        ChunkedPolicy(chunk, OBSERVATIONS, ACTIONS, ahead=2, share=0.25), [[0], [0], [20], [0], [0], [0]]
+    )
     assert averaged[:5, 0].tolist() == [0, 1, 2, 0.25 * 21 + 0.75 * 3, 22]
 
 
