@@ -204,7 +204,7 @@ class Episodes(abc.ABC):
         forked = copy.copy(self)
         forked.batch, forked.decode, forked.later = self.batch * n, decode is True, None
         if decode == "later":
-            forked.later = self._undecoded().select(np.repeat(np.arange(self.batch), n))
+            forked.later = Undecoded.of(self).select(np.repeat(np.arange(self.batch), n))
             decode = False
         state, frames = now.world.nbytes()["total"] // self.batch, self._frame_bytes if decode else 0
         forked._check_capacity(forked.batch, state, frames, what="the number of futures")
@@ -223,16 +223,6 @@ class Episodes(abc.ABC):
             scenes=None if now.scenes is None else now.scenes.select(np.repeat(np.arange(self.batch), n).tolist()),
         )
         return forked
-
-    def _undecoded(self) -> Undecoded:
-        """What futures of these episodes, stepped without pictures, need to be decoded later."""
-        if self.later is not None:
-            return self.later
-        if self.now.world.decoder is None:
-            raise StateError("these worlds have no decoder left (decode=False); fork from ones that have it.")
-        origin = copy.copy(self)
-        origin.running = replace(self.now, world=self.now.world.clone())
-        return Undecoded(origin=origin, rows=np.arange(self.batch))
 
     def decoded(self, rows: Sequence[int]) -> Any:
         """Frames of these futures since they were forked, [n, k F, H, W, 3], as `config.arrays` says."""

@@ -6,6 +6,7 @@ steps are those that were taken, bit for bit, so the pictures are those that wou
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -28,6 +29,17 @@ class Undecoded:
     origin: Episodes
     rows: np.ndarray
     taken: tuple[tuple[np.ndarray, Tensor], ...] = ()
+
+    @classmethod
+    def of(cls, episodes: Episodes) -> Undecoded:
+        """Of futures of these episodes, one each; StateError where they have no decoder to begin with."""
+        if episodes.later is not None:
+            return episodes.later
+        if episodes.now.world.decoder is None:
+            raise StateError("these worlds have no decoder left (decode=False); fork from ones that have it.")
+        origin = copy.copy(episodes)
+        origin.running = replace(episodes.now, world=episodes.now.world.clone())
+        return cls(origin=origin, rows=np.arange(episodes.batch))
 
     def stepped(self, poses: np.ndarray, seeds: Tensor) -> Undecoded:
         """After one more step."""

@@ -210,22 +210,18 @@ class Stateless:
 def make_policy(config: Generate, env: SanaWMVectorEnv) -> Policy[Any]:
     """The policy that a job names: one as of `policies.base`, what makes one of spaces and `policy_options`, or a plain
     callable. ConfigError where there is none, SpaceError for one made for other spaces."""
-    found = find_policy(str(config.policy))
-    if hasattr(found, "act") and not isinstance(found, type):
-        check_policy(found, env)
-        policy: Policy[Any] = found
-        return policy
-    if "action_space" not in inspect.signature(found).parameters:
-        return Stateless(found)
-    try:
-        made = found(env.single_observation_space, env.single_action_space, **config.policy_options)
-    except TypeError as error:
-        raise ConfigError(
-            f"policy_options {dict(config.policy_options)} do not fit {config.policy}: {error}."
-        ) from None
-    check_policy(made, env)
-    policy = made
-    return policy
+    policy: Any = find_policy(str(config.policy))
+    made = hasattr(policy, "act") and not isinstance(policy, type)
+    if not made and "action_space" not in inspect.signature(policy).parameters:
+        return Stateless(policy)
+    if not made:
+        try:
+            policy = policy(env.single_observation_space, env.single_action_space, **config.policy_options)
+        except TypeError as error:
+            told = dict(config.policy_options)
+            raise ConfigError(f"policy_options {told} do not fit {config.policy}: {error}.") from None
+    check_policy(policy, env)
+    return policy  # type: ignore[no-any-return]
 
 
 def find_policy(name: str) -> Any:

@@ -121,7 +121,7 @@ def test_a_slow_source_is_an_error_once_nothing_is_left() -> None:
     for expected in range(4):  # goes on with what it has
         action, state = policy.act(seen, state)
         assert action.item() == expected
-    with pytest.raises(PolicyError, match="no actions came within 0.3 s"):
+    with pytest.raises(PolicyError, match=r"no actions came within 0\.3 s"):
         policy.act(seen, state)
     free.set()
     policy.close()
