@@ -24,7 +24,7 @@ from sanawm_env.world import WorldModel
 SEEDS = [18, 0, 10**9 + 2, 7]  # the second hits something in its second chunk
 ACTIONS = np.array([[1.0, 0.0], [0.9, 0.1], [0.7, -0.2], [-0.3, 0.8]], np.float32)
 EARLY = 2  # a world that is begun again by hand
-OPTIONS: dict[str, Any] = {"task": "drive", "observation": "dict", "frames": "all", "latents": True, "horizon": 20}
+OPTIONS: dict[str, Any] = {"task": "drive", "observation": "dict", "frames": "all", "latents": True, "horizon": 12}
 
 
 def reading(prompts: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -37,7 +37,7 @@ def reading(prompts: Sequence[str]) -> dict[str, torch.Tensor]:
 def text_model() -> WorldModel:
     """What the released model has and Rooms has not: prompts."""
     config = tiny_config()
-    return WorldModel.random(replace(config, denoiser=replace(config.denoiser, caption_channels=16, caption_length=6)))
+    return WorldModel.random(replace(config, denoiser=replace(config.denoiser, caption_channels=16, caption_length=6, cross_heads=4)))
 
 
 def make(kind: str, worlds: int, tiny: WorldModel, text: WorldModel, **options: Any) -> SanaWMVectorEnv:
@@ -54,7 +54,7 @@ def make(kind: str, worlds: int, tiny: WorldModel, text: WorldModel, **options: 
 def drive(env: SanaWMVectorEnv, worlds: list[int], mode: AutoresetMode) -> list[Any]:
     """Everything that an environment of these worlds says; they come to be of different ages."""
     told: list[Any] = [env.reset(seed=[SEEDS[world] for world in worlds])]
-    for number in range(4):
+    for number in range(3):
         told.append(env.step(ACTIONS[worlds]))
         ended = told[-1][2] | told[-1][3] if mode is AutoresetMode.DISABLED else np.zeros(len(worlds), bool)
         again = ended | ((np.array(worlds) == EARLY) & (number == 0))
@@ -102,7 +102,8 @@ def test_a_world_alone_is_the_same_in_any_batch(
     ages = [len(set(one[-1]["frame"].tolist())) for one in whole if one is not None]
     assert max(ages) > 1
     # Where they are more than may be on the device at a time, they come group by group.
-    for worlds, options in (([2], {}), ([3, 1], {}), ([0, 1, 2, 3], {"resident": 3})):
+    swapped = [] if kind == "truth" else [([0, 1, 2, 3], {"resident": 3})]
+    for worlds, options in [([2], {}), ([3, 1], {}), *swapped]:
         env = make(kind, len(worlds), tiny_model, text_model, autoreset_mode=mode, **options)
         for every, some in zip(whole, drive(env, worlds, mode), strict=True):
             # A reset by hand says the same of a world whether or not its neighbours begin as well.
