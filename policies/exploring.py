@@ -162,7 +162,8 @@ class Frontier(Exploring):
         ways, _ = self.map.rollout(start, self.map.initial(len(start)), held, 2 / self.seconds)
         ways = ways.reshape(worlds, -1, 4, 4)
         gap = FloorPlan(columns["footprints"], columns["half_size"]).distance(ways[..., 0, 3], ways[..., 2, 3])
-        clear = (gap.reshape(worlds, arcs + 1, -1)[..., :4] > MARGIN + 0.05).all(axis=2)  # of two steps
+        # Of two steps.
+        clear: np.ndarray = np.all(gap.reshape(worlds, arcs + 1, -1)[..., :4] > MARGIN + 0.05, axis=2)
         clear[:, -1] = True
         ends = ways.reshape(worlds, arcs + 1, 2 * AHEAD, 4, 4)[:, :, 1::2].reshape(worlds, -1, 4, 4)
         fresh = self.view.in_view(columns, ends) & ~columns["seen"][:, None]
@@ -269,8 +270,8 @@ def mixture(observation_space: Any, action_space: Any, *, seed: int = 0) -> Mixt
     """Half coverage, a third smooth walks, the rest walks there and back."""
     spaces = (observation_space, action_space)
     walk = SmoothWalk(*spaces, seed=seed)
-    parts = [(Frontier(*spaces, seed=seed), 3.0), (walk, 2.0), (ThereAndBack(SmoothWalk(*spaces, seed=seed + 1)), 1.0)]
-    return Mixture(parts, seed=seed)
+    back = ThereAndBack(SmoothWalk(*spaces, seed=seed + 1))
+    return Mixture([(Frontier(*spaces, seed=seed), 3.0), (walk, 2.0), (back, 1.0)], seed=seed)
 
 
 def entered(policy: Any, state: Any, rooms: np.ndarray) -> Any:

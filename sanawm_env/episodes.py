@@ -163,7 +163,7 @@ class Episodes(abc.ABC):
         self.later = None if later is None else later.stepped(poses, seeds)
         stepped = time.perf_counter() - steered
         if not sound.all():
-            self.running, judged = drop_faulty(self.running, judged, sound)
+            self.running, judged = drop_faulty(self.now, judged, sound)
         seconds = time.perf_counter() - began
         frames = poses.shape[0] * poses.shape[1]
         self.last_timing = {

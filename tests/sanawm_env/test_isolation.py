@@ -37,7 +37,8 @@ def reading(prompts: Sequence[str]) -> dict[str, torch.Tensor]:
 def text_model() -> WorldModel:
     """What the released model has and Rooms has not: prompts."""
     config = tiny_config()
-    return WorldModel.random(replace(config, denoiser=replace(config.denoiser, caption_channels=16, caption_length=6, cross_heads=4)))
+    reads = replace(config.denoiser, caption_channels=16, caption_length=6, cross_heads=4)
+    return WorldModel.random(replace(config, denoiser=reads))
 
 
 def make(kind: str, worlds: int, tiny: WorldModel, text: WorldModel, **options: Any) -> SanaWMVectorEnv:
