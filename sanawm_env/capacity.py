@@ -11,14 +11,20 @@ from sanawm_env.errors import ConfigError
 COPIES = 2  # of its state: a step holds a world as it was and as it becomes
 
 
-def check_capacity(worlds: int, each: int, device: torch.device, what: str = "num_envs") -> None:
-    """ConfigError unless so many more worlds fit on the device. each: bytes of one. what: names the number."""
+def check_capacity(
+    worlds: int, each: int, device: torch.device, what: str = "num_envs", visiting: int | None = None
+) -> None:
+    """ConfigError unless so many more worlds fit on the device. each: bytes of one. what: names the number. visiting:
+    bytes of one that is there only while it is computed, where that can be asked for."""
     free = free_bytes(device)
     if free is None or worlds * each <= free:
         return
+    swapping = ""
+    if visiting is not None and device.type != "cpu" and free >= visiting:
+        swapping = f", or pass resident={free // visiting}, which keeps their states in the host's memory"
     raise ConfigError(
         f"{what} is {worlds}: a world takes {each:,} bytes on {str(device)!r}, these {worlds * each:,}, and {free:,} "
-        f"are free; allowed are at most {free // each}. Run fewer, or several batches one after another."
+        f"are free; allowed are at most {free // each}. Run fewer, or several batches one after another{swapping}."
     )
 
 

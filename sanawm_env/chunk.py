@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,12 +14,10 @@ from sanawm_env.conditioning import Conditioning
 from sanawm_env.kernels.philox import normal
 from sanawm_env.model.chunks import ChunkGrid, next_chunk
 from sanawm_env.state import StepOutput, WorldState
+from sanawm_env.visits import Rows, computed_at_once, together
 
 if TYPE_CHECKING:
     from sanawm_env.world import WorldModel
-
-# Worlds of a batch: all of them, or by index.
-Rows = Tensor | slice
 
 
 @torch.no_grad()
@@ -32,17 +29,19 @@ def run_stages(
     *,
     noise: Tensor | None = None,
     latents: Tensor | None = None,
+    resident: int | None = None,
 ) -> tuple[WorldState, StepOutput]:
     """These stages of the next chunk, of input that is found to fit: the state a chunk later, with the parts that they
     replace and no others, and what they made.
 
     state: holds at least what the stages read; it stays as it was. path: [B, F, 4, 4] float64 on the host. noise: as
     `world.step` takes it, for denoising. latents: [B, n, channels, h, w] to refine or decode, where nothing is
-    denoised; the output then holds them as its latents.
+    denoised; the output then holds them as its latents. resident: as `world.step` takes it.
     """
     return together(
-        computed_at_once(model, state.chunk.clamp(max=model.settled)),
+        computed_at_once(model, state.chunk.clamp(max=model.settled), resident),
         holding(state, stages),
+        model.device,
         lambda part, rows: _run(model, part, path[rows], stages, _rows(noise, rows), _rows(latents, rows)),
     )
 
@@ -117,39 +116,3 @@ def _sent(model: WorldModel, x: Tensor) -> Tensor:
     not waited for.
     """
     return x.to(model.device, non_blocking=True)
-
-
-def computed_at_once(model: WorldModel, kind: Tensor) -> list[Tensor]:
-    """Rows of the batch that one call computes: worlds of one age [B], up to that at which all windows are full, since
-    attention to fewer keys is another computation; on a CPU every world by itself.
-
-    Products and exponentials on a CPU round by how many rows share a call and by how its threads divide them, and a
-    world must not depend on its neighbours (design.md 3). A chunk of one world is enough work for a CPU.
-    """
-    if model.device.type == "cpu":
-        return list(torch.arange(len(kind)).split(1))
-    return [rows for value in kind.unique() if (rows := (kind == value).nonzero()[:, 0]).numel()]
-
-
-def together(
-    groups: list[Tensor], state: WorldState, run: Callable[[WorldState, Rows], tuple[WorldState, StepOutput]]
-) -> tuple[WorldState, StepOutput]:
-    """What `run(worlds, rows)` gives for each group of rows, in the order of the batch."""
-    if len(groups) == 1:
-        # By index it would wait for the device, to which indices are copied.
-        return run(state, slice(None))
-    states, outputs = zip(*(run(state.select(rows), rows) for rows in groups), strict=True)
-    order = torch.cat(groups).argsort()
-
-    def joined(tensors: list[Tensor]) -> Tensor:
-        return torch.cat(tensors)[order.to(tensors[0].device)]
-
-    flat = [part.tensors() for part in states]
-    merged = states[0].map(lambda name, _: joined([tensors[name] for tensors in flat]))
-
-    def told_by_all(name: str) -> Tensor | None:
-        parts = [getattr(output, name) for output in outputs]
-        return None if parts[0] is None else joined(parts)
-
-    latents, poses = joined([o.latents for o in outputs]), joined([o.poses for o in outputs])
-    return merged, StepOutput(told_by_all("frames"), latents, poses, told_by_all("refined"))

@@ -90,6 +90,9 @@ def parser() -> argparse.ArgumentParser:
     rooms = _command(bench, "rooms", _bench_rooms, "frames/s, latency and memory of the Rooms world")
     _flags(rooms, device=str, bundle=str, chunks=int, out=str)
     rooms.add_argument("--batch", type=int, nargs="+", metavar="N", help="worlds at a time, one measurement each")
+    batches = _command(bench, "vector", _bench_vector, "batches of worlds through the vector environment's step")
+    _flags(batches, device=str, bundle=str, steps=int, out=str)
+    batches.add_argument("--num-envs", type=int, nargs="+", metavar="N", help="worlds at a time, one measurement each")
     released = _command(bench, "sana-wm", _bench_sana_wm, "the released configuration at full size, on random weights")
     _flags(released, size=str, device=str, out=str)
     ops = _command(bench, "kernels", _bench_kernels, "each op's reference and fused form")
@@ -199,6 +202,13 @@ def _bench_rooms(options: argparse.Namespace) -> None:
     options.flags = (*options.flags, "batch")
     report = run(_build(BenchRooms, "bench_rooms", options))
     print(json.dumps(report))
+
+
+def _bench_vector(options: argparse.Namespace) -> None:
+    from sanawm_env.benchmarks.vector import BenchVector, run
+
+    options.flags = (*options.flags, "num_envs")
+    print(json.dumps(run(_build(BenchVector, "bench_vector", options))))
 
 
 def _bench_sana_wm(options: argparse.Namespace) -> None:

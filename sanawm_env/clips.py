@@ -109,7 +109,7 @@ def refine(
         raise ConfigError("the model has no refiner; open it with one (sanawm_env.sana_wm.open_sana_wm(refiner=True)).")
     clip_chunks(latents.shape[1], _unit(model.config) // model.config.temporal_stride)
     batch = latents.shape[0]
-    told_text = check_text(model, model.empty_text(batch), text)
+    told_text = check_text(model.empty_text(batch), text)
     refined = _refined(model, model.refiner, check_seeds(seeds, batch), told_text, latents.to(model.device))
     return (_decoded(model, refined) if decode else None), refined
 

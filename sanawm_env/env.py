@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
@@ -141,12 +141,13 @@ class Worlds:
         running = self._episodes.running
         return (None if running is None else running.frames), self._episodes.last_latents
 
-    def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> SanaWMVectorEnv:
+    def fork(self, n: int, *, reseed: bool = False, decode: bool | Literal["later"] = True) -> SanaWMVectorEnv:
         """n futures of this instant as a vector environment, which is running already: step it without a reset.
 
         Of a batch, every world gets n futures, row-major: rows 0 .. n-1 come from world 0. All futures carry their
         world's seed, so equal actions give equal frames; with reseed=True each gets a noise of its own. decode=False
-        leaves out the pixels, for planning on poses and rewards: observations are then None.
+        leaves out the pixels, for planning on poses and rewards: observations are then None. decode="later" does too,
+        and keeps what `SanaWMVectorEnv.decode` needs to show chosen futures: one full state a world that is forked.
         """
         from sanawm_env.vector_env import SanaWMVectorEnv
 

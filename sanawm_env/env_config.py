@@ -29,6 +29,8 @@ class EnvConfig:
     for a room of each world's seed. prompts: a `PromptReader` for a model that reads text; it reads the scene's prompt,
     "" where there is none. arrays: what observations, and the frames and latents of `info`, are: "numpy", or "torch"
     for tensors that stay on the model's device. Rewards, ends and other facts are on the host anyway and stay NumPy.
+    resident: for more worlds than a device holds: so many are on it at a time, while the states of all lie in the
+    host's memory; None for all. On a CPU it changes nothing.
     """
 
     action_map: str | ActionMap = "diff_drive"
@@ -43,6 +45,7 @@ class EnvConfig:
     scene: Any = None
     prompts: Any = None
     arrays: str = "numpy"
+    resident: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("arrays", self.arrays, ARRAYS)
@@ -51,6 +54,8 @@ class EnvConfig:
         check_choice("frames", self.frames, FRAMES)
         if self.horizon is not None and not is_count(self.horizon):
             raise ConfigError(f"horizon is {self.horizon!r}, allowed is a number of frames >= 1, or None for no end.")
+        if self.resident is not None and not is_count(self.resident):
+            raise ConfigError(f"resident is {self.resident!r}, allowed is a number of worlds >= 1, or None for all.")
 
     def make_map(self) -> ActionMap:
         """The action map."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ from sanawm_env.source import WorldSource
 from sanawm_env.start import ResetOptions, Start, make_start
 from sanawm_env.state import WorldState
 from sanawm_env.tasks import Columns, Drive, make_task, task_fields
+from sanawm_env.undecoded import Undecoded
+from sanawm_env.visits import VISITING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +70,12 @@ class Episodes(abc.ABC):
         self.config = config
         self.batch = batch
         if batch > 1:
-            state = model.empty_state(1).nbytes()["total"]
-            check_capacity(batch, COPIES * state + self._frame_bytes, model.device)
+            self._check_capacity(batch, model.empty_state(1).nbytes()["total"], self._frame_bytes)
         self.action_map = config.make_map()
         self.task = make_task(config.task)
         self.running: Running | None = None
         self.decode = True
+        self.later: Undecoded | None = None
         self.last_timing: dict[str, float] = {}
         self.last_latents: torch.Tensor | None = None
 
@@ -82,6 +84,20 @@ class Episodes(abc.ABC):
         """Bytes of what a world shows of a chunk."""
         shape = self.model.config
         return shape.frames_per_chunk * shape.height * shape.width * 3
+
+    @property
+    def home(self) -> torch.device:
+        """Where the states of the worlds lie between steps, and what they show."""
+        resident = self.config.resident
+        return self.model.device if resident is None or self.batch <= resident else torch.device("cpu")
+
+    def _check_capacity(self, worlds: int, state: int, frames: int, what: str = "num_envs") -> None:
+        """ConfigError unless there is memory for so many more worlds, with states and frames of so many bytes."""
+        each, visiting = COPIES * state + frames, VISITING * state
+        check_capacity(worlds, each, self.home, what, visiting if self.config.resident is None else None)
+        if self.home != self.model.device:
+            assert self.config.resident is not None
+            check_capacity(self.config.resident, visiting, self.model.device, what="resident")
 
     @classmethod
     @abc.abstractmethod
@@ -121,6 +137,7 @@ class Episodes(abc.ABC):
         lines = fresh_lines(seeds) if lines is None else lines
         rows = fresh_rows(self.action_map.initial(len(seeds)), start.rooms, lines) | columns | own
         fresh = Running(world=world, rows=rows, task=task, scenes=start.geometry, **shown._asdict())
+        self.later = None
         self.running = fresh if slots is None else self.now.write(list(slots), fresh)
         self.last_timing = {"reset_seconds": time.perf_counter() - began, "model_seconds": opened}
         return self._start_facts(start, task, list(range(self.batch)) if slots is None else list(slots))
@@ -141,11 +158,12 @@ class Episodes(abc.ABC):
         judged, rows = judge(now, before, poses, fps)
         rows |= {"motion": motion, "velocity": body_velocity(poses[:, -2], poses[:, -1], fps)}
         steered = time.perf_counter()
-        world, shown, sound = self._step(now.world, poses)
+        seeds = now.world.seed
+        later, (sound, _) = self.later, self.move(poses, rows)
+        self.later = None if later is None else later.stepped(poses, seeds)
         stepped = time.perf_counter() - steered
-        self.running = replace(now, world=world, rows=rows, **shown._asdict())
         if not sound.all():
-            self.running, judged = drop_faulty(self.running, judged, sound)
+            self.running, judged = drop_faulty(self.now, judged, sound)
         seconds = time.perf_counter() - began
         frames = poses.shape[0] * poses.shape[1]
         self.last_timing = {
@@ -154,6 +172,13 @@ class Episodes(abc.ABC):
             "frames_per_second": frames / seconds,
         }
         return self._outcome(judged, poses, told)
+
+    def move(self, poses: np.ndarray, rows: Columns | None = None) -> tuple[np.ndarray, Shown]:
+        """A chunk along poses [B, F, 4, 4], with the episodes' rows after it: whether each is sound, what it shows."""
+        now = self.now
+        world, shown, sound = self._step(now.world, poses)
+        self.running = replace(now, world=world, rows=now.rows if rows is None else rows, **shown._asdict())
+        return sound, shown
 
     def _steer(self, actions: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Where the worlds go: poses of the coming chunk [B, F, 4, 4], motion after it [B, k], facts for `info`."""
@@ -169,16 +194,21 @@ class Episodes(abc.ABC):
     def _step(self, world: WorldState, poses: np.ndarray) -> tuple[WorldState, Shown, np.ndarray]:
         """The worlds after a chunk along poses [B, F, 4, 4], what it shows, and whether each is still sound [B]."""
 
-    def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> Episodes:
+    def fork(self, n: int, *, reseed: bool = False, decode: bool | Literal["later"] = True) -> Episodes:
         """n futures of every world, row-major; see `SanaWMEnv.fork`."""
+        if not isinstance(decode, bool) and decode != "later":
+            raise StateError(f"fork got decode = {decode!r}, allowed are True, False and 'later'.")
         if not is_count(n):
             raise StateError(f"fork got n = {n!r}, allowed is a whole number >= 1; pass how many futures to make.")
         n, now = int(n), self.now
-        each = COPIES * now.world.nbytes()["total"] // self.batch + (self._frame_bytes if decode else 0)
-        check_capacity(n * self.batch, each, self.model.device, what="the number of futures")
         forked = copy.copy(self)
-        forked.batch, forked.decode = self.batch * n, decode
-        world = (now.world if decode or now.world.decoder is None else now.world.plan()).fork(n)
+        forked.batch, forked.decode, forked.later = self.batch * n, decode is True, None
+        if decode == "later":
+            forked.later = Undecoded.of(self).select(np.repeat(np.arange(self.batch), n))
+            decode = False
+        state, frames = now.world.nbytes()["total"] // self.batch, self._frame_bytes if decode else 0
+        forked._check_capacity(forked.batch, state, frames, what="the number of futures")
+        world = (now.world if decode or now.world.decoder is None else now.world.plan()).to(forked.home).fork(n)
         if decode and world.decoder is None:
             raise StateError("these worlds have no decoder left (decode=False); fork from ones that have it.")
         if reseed:
@@ -188,16 +218,27 @@ class Episodes(abc.ABC):
         forked.running = Running(
             world=world,
             rows=rows,
-            frames=None if now.frames is None else now.frames.repeat_interleave(n, dim=0),
+            frames=None if now.frames is None else now.frames.to(forked.home).repeat_interleave(n, dim=0),
             task=now.task,
-            scenes=rooms_of(np.repeat(now.rows["room"], n)),
+            scenes=None if now.scenes is None else now.scenes.select(np.repeat(np.arange(self.batch), n).tolist()),
         )
         return forked
+
+    def decoded(self, rows: Sequence[int]) -> Any:
+        """Frames of these futures since they were forked, [n, k F, H, W, 3], as `config.arrays` says."""
+        if self.later is None:
+            raise StateError(
+                "pictures were not kept possible here; fork with decode='later', and do not reset or restore between."
+            )
+        frames = self.later.select(rows).frames()
+        return frames.cpu().numpy() if self.config.arrays == "numpy" else frames.to(self.model.device)
 
     def select(self, rows: Sequence[int]) -> Episodes:
         """These episodes alone, in this order; the others are untouched."""
         chosen = copy.copy(self)
         chosen.batch, chosen.running = len(rows), self.now.select(list(rows))
+        chosen.running = replace(chosen.running, world=chosen.running.world.to(chosen.home))
+        chosen.later = None if self.later is None else self.later.select(rows)
         return chosen
 
     def snapshot(self, rng: Mapping[str, Any]) -> Snapshot:
@@ -215,9 +256,9 @@ class Episodes(abc.ABC):
     def restore(self, taken: Snapshot) -> None:
         """Continues from a snapshot. StateError: no snapshot, or of another bundle, number of worlds or action map."""
         check_fits(taken, fingerprint=self.model.fingerprint, worlds=self.batch, actions=self.steering)
-        self.decode = taken.world.decoder is not None
+        self.decode, self.later = taken.world.decoder is not None, None
         self.running = Running(
-            world=taken.world.clone().to(self.model.device),
+            world=taken.world.clone().to(self.home),
             rows={name: rows.copy() for name, rows in taken.rows.items()},
             frames=None if taken.frames is None else torch.from_numpy(taken.frames.copy()),
             task=make_task(taken.task),
@@ -241,7 +282,7 @@ class Episodes(abc.ABC):
         if self.config.arrays == "numpy":
             return self.frames(last=last)
         frames = self.now.frames
-        # After `restore` they lie on the host.
+        # After `restore`, or where states visit the device, they lie on the host.
         return None if frames is None else (frames[:, -1:] if last else frames).to(self.model.device, copy=True)
 
     def _given(self, array: np.ndarray) -> Any:
@@ -355,5 +396,6 @@ class Episodes(abc.ABC):
             facts["frames"] = frames
         if now.latents is not None:
             torched = self.config.arrays == "torch"
-            facts["latents"] = now.latents.clone() if torched else now.latents.cpu().numpy().copy()
+            kept = now.latents
+            facts["latents"] = kept.to(self.model.device, copy=True) if torched else kept.cpu().numpy().copy()
         return facts | now.task.describe(now.columns, poses[:, -1])

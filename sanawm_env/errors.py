@@ -58,6 +58,10 @@ class WorkerError(SanaWMError, RuntimeError):
     """A process that was to do part of a job and ended before it had."""
 
 
+class PolicyError(SanaWMError, RuntimeError):
+    """A policy elsewhere that does not answer, or answers with an error."""
+
+
 class BackendError(SanaWMError, RuntimeError):
     """A kernel backend or precision that this machine cannot run."""
 

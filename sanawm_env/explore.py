@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from sanawm_env.errors import TaskError
 from sanawm_env.tasks import Columns, Drive, Situation, Verdict, check_positive, no_geometry
+
+if TYPE_CHECKING:
+    from sanawm_env.rooms.collision import FloorPlan
 
 EXTENT = 9.0  # metres on a side of the square around the room's middle that is divided into cells
 RAYS = 61  # directions in which a frame looks for what hides the floor
@@ -51,14 +54,12 @@ class Explore(Drive):
             "footprints": np.concatenate([plan.footprints for plan in plans]),
             "half_size": np.concatenate([plan.half_size for plan in plans]),
         }
-        x, z = self._cells()
-        free = np.stack([plan.distance(x.reshape(1, -1), z.reshape(1, -1))[0] > 0 for plan in plans])
-        columns["open"] = free.reshape(-1, *x.shape)
+        columns["open"] = np.concatenate([self.open_floor(plan) for plan in plans])
         start = np.stack([one.pose for one in situations])[:, None]
-        return columns | {"seen": self._in_view(columns, start)[:, 0]}
+        return columns | {"seen": self.in_view(columns, start)[:, 0]}
 
     def evaluate(self, columns: Columns, before: np.ndarray, poses: np.ndarray, clearance: np.ndarray) -> Verdict:
-        seen = columns["seen"][:, None] | np.logical_or.accumulate(self._in_view(columns, poses), axis=1)
+        seen = columns["seen"][:, None] | np.logical_or.accumulate(self.in_view(columns, poses), axis=1)
         share = _share(np.concatenate([columns["seen"][:, None], seen], axis=1), columns["open"][:, None])
         success = share[:, 1:] >= self.coverage
         collision = (clearance < self.body_radius) & ~success
@@ -72,20 +73,27 @@ class Explore(Drive):
     def instructions(self, situations: Sequence[Situation]) -> list[str]:
         return ["look at the whole floor of the room"] * len(situations)
 
-    def _cells(self) -> tuple[np.ndarray, np.ndarray]:
+    def open_floor(self, plan: FloorPlan) -> np.ndarray:
+        """[B, G, G] whether the middle of each cell is inside the room and free."""
+        x, z = self.cells()
+        rows = np.broadcast_to(x.reshape(-1), (len(plan.half_size), x.size))
+        free: np.ndarray = plan.distance(rows, np.broadcast_to(z.reshape(-1), rows.shape)) > 0
+        return free.reshape(-1, *x.shape)
+
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
         """x and z [G, G] of the cells' middles, metres."""
         count = int(np.ceil(EXTENT / self.cell))
         middle = (np.arange(count) + 0.5 - count / 2) * self.cell
         x, z = np.meshgrid(middle, middle, indexing="ij")
         return x, z
 
-    def _in_view(self, columns: Columns, poses: np.ndarray) -> np.ndarray:
+    def in_view(self, columns: Columns, poses: np.ndarray) -> np.ndarray:
         """[B, F, G, G] whether each cell of open floor is in view of poses [B, F, 4, 4]."""
         from sanawm_env.rooms.collision import FloorPlan
 
         plan = FloorPlan(columns["footprints"], columns["half_size"])
         right, forward = poses[..., 0, 2], poses[..., 2, 2]
-        ahead, (x, z) = np.arctan2(-right, forward), self._cells()
+        ahead, (x, z) = np.arctan2(-right, forward), self.cells()
         fan = np.linspace(-self.view_angle / 2, self.view_angle / 2, RAYS)
         reach = plan.sight(poses[..., 0, 3], poses[..., 2, 3], ahead[..., None] + fan)
         away_x, away_z = x - poses[..., 0, 3, None, None], z - poses[..., 2, 3, None, None]

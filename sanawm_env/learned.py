@@ -70,6 +70,7 @@ class LearnedEpisodes(Episodes):
             horizon=self._horizon(options),
             text=self._read_prompts(start, len(seeds)),
             units=start.units,
+            resident=self.config.resident,
         )
         return (world, self._shown(shown), {}) if self.decode else (world.plan(), Shown(None), {})
 
@@ -81,7 +82,7 @@ class LearnedEpisodes(Episodes):
         return text
 
     def _step(self, world: WorldState, poses: np.ndarray) -> tuple[WorldState, Shown, np.ndarray]:
-        world, output = worlds.step(self.model, world, poses, decode=self.decode)
+        world, output = worlds.step(self.model, world, poses, decode=self.decode, resident=self.config.resident)
         self.last_latents = output.latents
         return world, self._shown(output), torch.isfinite(output.latents).flatten(1).all(dim=1).cpu().numpy()
 

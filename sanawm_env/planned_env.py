@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class PlannedConfig(EnvConfig):
         super().__post_init__()
         if self.trajectory is not None and self.actions is not None:
             raise ConfigError("trajectory and actions are both given, allowed is one of them; drop the other.")
+        if self.resident is not None:
+            raise ConfigError(f"resident is {self.resident!r}, but a planned clip is one world; leave it out.")
         if self.latents:
             raise ConfigError("a planned clip is decoded as a whole and gives no latents chunk by chunk; drop latents.")
 
@@ -246,7 +248,7 @@ class PlannedEnv(SanaWMEnv):
         """
         return super().step(action)
 
-    def fork(self, n: int, *, reseed: bool = False, decode: bool = True) -> NoReturn:
+    def fork(self, n: int, *, reseed: bool = False, decode: bool | Literal["later"] = True) -> NoReturn:
         """StateError: every future of a clip is the clip. `get_state` keeps the place in it."""
         raise StateError(
             f"fork({n!r}) of a planned clip has no meaning: all its futures are the same frames; fork a distilled "

@@ -51,13 +51,17 @@ class Running:
         rows = {name: kept.copy() for name, kept in self.rows.items()}
         for name, kept in rows.items():
             kept[slots] = fresh.rows[name]
+        if self.scenes is None or fresh.scenes is None:
+            scenes = rooms_of(rows["room"])
+        else:
+            scenes = self.scenes.write(slots, fresh.scenes)
         return replace(
             self,
             world=self.world.write(slots, fresh.world),
             rows=rows,
             frames=_put(self.frames, fresh.frames, slots),
             latents=_put(self.latents, fresh.latents, slots),
-            scenes=rooms_of(rows["room"]),
+            scenes=scenes,
         )
 
     def select(self, index: list[int]) -> Running:

@@ -162,7 +162,13 @@ class WorldState:
             )
         if other.batch_size != index.numel():
             raise StateError(f"write got {other.batch_size} worlds for {index.numel()} slots; pass one world a slot.")
-        return self.map(lambda name, x: x.index_copy(0, index.to(x.device), theirs[name].to(x.device, x.dtype)))
+
+        def written(name: str, x: Tensor) -> Tensor:
+            # Memory that is quick to copy to a device stays so.
+            kept = torch.empty_like(x, pin_memory=x.is_pinned()).copy_(x)
+            return kept.index_copy_(0, index.to(x.device), theirs[name].to(x.device, x.dtype))
+
+        return self.map(written)
 
     def _rows(self, rows: Tensor | Sequence[int] | Sequence[bool]) -> Tensor:
         index = torch.as_tensor(rows)

@@ -122,14 +122,26 @@ class SanaWMVectorEnv(Worlds, VectorEnv[Any, Any, np.ndarray]):
 
     def select(self, worlds: Sequence[int]) -> SanaWMVectorEnv:
         """These worlds alone as a vector environment, which goes on where they are; this one stays as it is."""
+        return self.of_episodes(self._episodes.select(self._chosen(worlds)), self.autoreset_mode)
+
+    def decode(self, worlds: Sequence[int] | None = None) -> Any:
+        """Frames uint8 [n, k F, H, W, 3] of futures forked with decode="later": what these worlds, all by default, have
+        seen in the k steps since, to the bit (on a GPU, to rounding) what they would have shown.
+
+        They are stepped again for it, so it costs k steps of a batch of n; the worlds here stay where they are.
+        StateError for others, and after a reset or set_state.
+        """
+        return self._episodes.decoded(self._chosen(range(self.num_envs) if worlds is None else worlds))
+
+    def _chosen(self, worlds: Sequence[int]) -> Sequence[int]:
         self._check_running()
-        if not worlds or not all(is_count(world + 1) and world < self.num_envs for world in worlds):
+        if not len(worlds) or not all(is_count(world + 1) and world < self.num_envs for world in worlds):
             raise ConfigError(f"worlds are {list(worlds)}, allowed are one or more of 0 .. {self.num_envs - 1}.")
-        return self.of_episodes(self._episodes.select(worlds), self.autoreset_mode)
+        return worlds
 
     def close_extras(self, **kwargs: Any) -> None:
         """Lets go of the worlds; the model stays with the process."""
-        self._episodes.running = None
+        self._episodes.running = self._episodes.last_latents = None
 
     def _mask(self, given: Any) -> np.ndarray:
         if given is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sanawm_env.advance import refiner_text, stages_of
 from sanawm_env.camera import check_intrinsics, check_rigid
-from sanawm_env.chunk import computed_at_once, run_stages, together
+from sanawm_env.chunk import run_stages
 from sanawm_env.chunk_graphs import ChunkGraphs
 from sanawm_env.errors import ConfigError, SceneError, StateError
 from sanawm_env.model.autoencoder import Autoencoder, to_uint8
@@ -27,6 +27,7 @@ from sanawm_env.model.offload import device_of, on_device
 from sanawm_env.model.quantised import execution
 from sanawm_env.model.refiner import Refiner
 from sanawm_env.state import StepOutput, WorldState, fresh_fields
+from sanawm_env.visits import computed_at_once, together
 
 
 class WorldModel:
@@ -119,23 +120,28 @@ class WorldModel:
         """Whether its worlds start with an embedded prompt."""
         return self.config.denoiser.caption_channels is not None or self.refiner is not None
 
-    def empty_state(self, batch: int, *, decoder: bool = True) -> WorldState:
-        """A state of the right shapes in which nothing has happened yet."""
+    def empty_state(self, batch: int, *, decoder: bool = True, device: torch.device | str | None = None) -> WorldState:
+        """A state of the right shapes in which nothing has happened yet; on the model's device by default."""
         config, grid = self.config, self.config.grid
-        cache = self.autoencoder.initial_cache(batch, *grid, self.dtype, self.device) if decoder else None
+        place = self.device if device is None else torch.device(device)
+        cache = self.autoencoder.initial_cache(batch, *grid, self.dtype, place) if decoder else None
+        window = None
+        if self.refiner is not None and decoder:
+            window = self.refiner.empty_state(batch, grid, device=place)
         return WorldState(
             **fresh_fields(batch, config),
-            first_latent=torch.zeros(batch, config.denoiser.in_channels, *grid, device=self.device),
-            text=self.empty_text(batch),
-            memory=self.denoiser.memory(batch, grid, device=self.device, dtype=self.dtype),
+            first_latent=torch.zeros(batch, config.denoiser.in_channels, *grid, device=place),
+            text=self.empty_text(batch, place),
+            memory=self.denoiser.memory(batch, grid, device=place, dtype=self.dtype),
             decoder=cache,
-            refiner=self.refiner.empty_state(batch, grid) if self.refiner is not None and decoder else None,
+            refiner=window,
             fingerprint=self.fingerprint,
             frames_per_chunk=config.frames_per_chunk,
         )
 
-    def empty_text(self, batch: int) -> dict[str, Tensor]:
-        """Text of the right shapes that says nothing yet."""
+    def empty_text(self, batch: int, device: torch.device | None = None) -> dict[str, Tensor]:
+        """Text of the right shapes that says nothing yet; on the model's device by default."""
+        place = self.device if device is None else device
         config, sizes = self.config.denoiser, {}
         if config.caption_channels is not None:
             sizes[""] = (config.caption_length, config.caption_channels)
@@ -143,8 +149,8 @@ class WorldModel:
             sizes["refiner_"] = (self.config.refiner_caption_length, self.refiner.caption_channels)
         text = {}
         for name, (length, channels) in sizes.items():
-            text[f"{name}hidden"] = torch.zeros(batch, length, channels, dtype=self.dtype, device=self.device)
-            text[f"{name}mask"] = torch.zeros(batch, length, dtype=torch.bool, device=self.device)
+            text[f"{name}hidden"] = torch.zeros(batch, length, channels, dtype=self.dtype, device=place)
+            text[f"{name}mask"] = torch.zeros(batch, length, dtype=torch.bool, device=place)
         return text
 
 
@@ -159,20 +165,24 @@ def initial(
     horizon: int | None = None,
     text: Mapping[str, Tensor] | None = None,
     units: float | None = None,
+    resident: int | None = None,
 ) -> tuple[WorldState, StepOutput]:
     """Worlds that start at the given pictures.
 
     images: uint8 [B, H, W, 3] RGB. seeds: [B], each world's noise. poses: [B, 4, 4] camera-to-world of the pictures
     in the caller's world (identity by default). intrinsics: [B, 4] in frame pixels (the bundle's by default).
     horizon: frames after which an episode is cut. text: embedded prompts as `WorldState.text` holds them, for a
-    model that reads text. units: model units a metre (the bundle's by default). Returns the state and the first
+    model that reads text. units: model units a metre (the bundle's by default). resident: where there are more worlds,
+    their state lies in the host's memory, and so many at a time are on the device. Returns the state and the first
     frame as the autoencoder shows it, frames [B, 1, H, W, 3]. Raises SceneError or PoseError.
     """
     pictures = _check_images(model.config, images)
     batch = pictures.shape[0]
-    state = set_out(model.empty_state(batch), seeds, poses, intrinsics, horizon, units)
-    state.text = check_text(model, state.text, text)
-    return together(computed_at_once(model, state.chunk), state, lambda part, rows: _open(model, part, pictures[rows]))
+    home = torch.device("cpu") if resident is not None and batch > resident else model.device
+    state = set_out(model.empty_state(batch, device=home), seeds, poses, intrinsics, horizon, units)
+    state.text = check_text(state.text, text)
+    groups = computed_at_once(model, state.chunk, resident)
+    return together(groups, state, model.device, lambda part, rows: _open(model, part, pictures[rows]))
 
 
 def set_out(
@@ -211,19 +221,22 @@ def step(
     *,
     noise: Tensor | None = None,
     decode: bool = True,
+    resident: int | None = None,
 ) -> tuple[WorldState, StepOutput]:
     """Every world advanced by one chunk along the given camera poses; spends `state`.
 
     poses: [B, F, 4, 4] camera-to-world in the caller's world; row k is where new frame k is seen. noise: [B, n,
     channels, h, w] instead of each world's own, for parity tests. decode=False gives latents only and a state of the
-    "plan" tier. Raises PoseError, SpentStateError, or StateError when frames are asked of a "plan" state. On any error
-    the state stays as it was.
+    "plan" tier. resident: most worlds that are computed at once; those of a state in the host's memory come to the
+    device for it, and what the step gives lies on the host as well. Raises PoseError, SpentStateError, or StateError
+    when frames are asked of a "plan" state. On any error the state stays as it was.
     """
     state.check_usable()
     path = check_step(model, state, poses, decode)
     if noise is not None:
         check_noise(model.config, noise, state.batch_size, chunks=1)
-    advanced, output = run_stages(model, state, path, stages_of(model, decode=decode), noise=noise)
+    stages = stages_of(model, decode=decode)
+    advanced, output = run_stages(model, state, path, stages, noise=noise, resident=resident)
     state.spend()
     return advanced, output
 
@@ -259,8 +272,8 @@ def check_step(model: WorldModel, state: WorldState, poses: Tensor | np.ndarray,
     return path
 
 
-def check_text(model: WorldModel, empty: dict[str, Tensor], text: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """The text on the model's device, once it is found to be what `empty` has room for. Raises SceneError."""
+def check_text(empty: dict[str, Tensor], text: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """The text where `empty` lies, once it is found to be what `empty` has room for. Raises SceneError."""
     if text is not None and not isinstance(text, Mapping):
         raise SceneError(f"text is a {type(text).__name__}, allowed is a mapping such as `WorldState.text`, or None.")
     given = dict(text or {})
@@ -277,7 +290,7 @@ def check_text(model: WorldModel, empty: dict[str, Tensor], text: Mapping[str, T
             )
         if name.endswith("mask") and not bool(x.bool().any(dim=1).all()):
             raise SceneError(f"text {name!r} marks no position of a prompt, allowed is one or more; embed at least ''.")
-    return {name: x.to(model.device, empty[name].dtype) for name, x in given.items()}
+    return {name: x.to(empty[name]) for name, x in given.items()}
 
 
 def check_seeds(seeds: Sequence[int] | Tensor, batch: int) -> Tensor:

@@ -28,6 +28,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.sana_wm import BenchSanaWM
     from sanawm_env.benchmarks.store import BenchStore
     from sanawm_env.benchmarks.training import BenchTraining
+    from sanawm_env.benchmarks.vector import BenchVector
     from sanawm_env.demo import DemoConfig
     from sanawm_env.demonstrations import Collect
     from sanawm_env.evaluation.parity import EvalPrecisionParity
@@ -56,6 +57,7 @@ def config_classes() -> dict[str, type]:
         "bench_store": BenchStore,
         "bench_training": BenchTraining,
         "train_cloning": CloningTraining,
+        "bench_vector": BenchVector,
         "train_rooms_autoencoder": AutoencoderTraining,
         "train_rooms_denoiser": DenoiserTraining,
     }

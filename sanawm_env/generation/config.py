@@ -68,7 +68,9 @@ class Generate:
     sana_wm: arguments of `sana_wm.open_sana_wm`, for a released one. threads: of each worker on a CPU, where they
     decide how sums are rounded. kind: of path, see `rooms.trajectories`; None draws one for each episode. policy:
     `module:callable`, given a batch of observations (of the kind `observation`), returns actions [B, A], or [B, F, A]
-    with action_mode="per_frame"; it takes the place of paths. out: folder. batch: worlds at a time on a device.
+    with action_mode="per_frame"; it takes the place of paths. It may also be a policy (`policies.base`), or a class or
+    function that makes one of observation_space, action_space and policy_options, as those of `policies.exploring` do.
+    out: folder. batch: worlds at a time on a device.
     workers: processes; None is one a GPU, one on a CPU. queue: steps that may wait to be written. keep_rejected: stores
     what the filters reject too. truth: also stores what the ray-caster shows. durable: of `EpisodeWriter`.
 
@@ -90,6 +92,7 @@ class Generate:
     action_options: Mapping[str, Any] = field(default_factory=dict)
     kind: str | None = None
     policy: str | None = None
+    policy_options: Mapping[str, Any] = field(default_factory=dict)
     observation: str = "last"
     action_mode: str = "hold"
     filters: Filters = field(default_factory=Filters)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,16 +17,18 @@ from sanawm_env.errors import ConfigError, nearest
 from sanawm_env.generation.config import Generate
 from sanawm_env.generation.plan import Plan
 from sanawm_env.model.config import WorldConfig
+from sanawm_env.policies.base import Policy
+from sanawm_env.spaces import check_policy
 
-Policy = Callable[[Any], Any]
+if TYPE_CHECKING:
+    from sanawm_env.vector_env import SanaWMVectorEnv
+
 Paths = tuple[np.ndarray, np.ndarray]  # start poses [n, 4, 4], actions float32 [n, frames, 6]
 GROUPS_AHEAD = 3
 
 
 class Explorer(Protocol):
-    """Gives a batch of worlds their actions. action_mode: as of an environment."""
-
-    action_mode: str
+    """Gives a batch of worlds their actions."""
 
     def expect(self, plans: Sequence[Plan]) -> None:
         """These episodes will begin, in this order."""
@@ -40,12 +43,17 @@ class Explorer(Protocol):
         """Goes on with these slots alone, which are 0, 1, ... from now on."""
 
 
-def make_explorer(config: Generate, world: WorldConfig, planner: Executor | None) -> Explorer:
+def action_mode(config: Generate) -> str:
+    """That of the job's environment: paths have an action a frame."""
+    return "per_frame" if config.policy is None else config.action_mode
+
+
+def make_explorer(config: Generate, env: SanaWMVectorEnv, planner: Executor | None) -> Explorer:
     """The explorer of a job. planner: as of `PathExplorer`. ConfigError: a kind of path that the action map cannot
-    take, a policy that is none."""
+    take, a policy that is none. SpaceError: a policy for other spaces than the environment's."""
     if config.policy is not None:
-        return PolicyExplorer(find_policy(config.policy), config.action_mode)
-    return PathExplorer(config, world, planner)
+        return PolicyExplorer(make_policy(config, env), env.num_envs)
+    return PathExplorer(config, env.model.config, planner)
 
 
 def kinds_for(config: Generate) -> dict[str, float]:
@@ -88,8 +96,6 @@ class PathExplorer:
     planner: processes that draw paths ahead of their episodes, a group at a time; the first group, which cannot wait
     for them to start, and all of them with None, are drawn here. A path is the same in any group.
     """
-
-    action_mode = "per_frame"
 
     def __init__(self, config: Generate, world: WorldConfig, planner: Executor | None) -> None:
         self.kinds, self.fps, self.frames = kinds_for(config), world.fps, world.frames_per_chunk
@@ -150,30 +156,82 @@ class PathExplorer:
 class PolicyExplorer:
     """Asks a policy. An episode depends on its plan alone as long as the policy looks at each row by itself."""
 
-    def __init__(self, policy: Policy, action_mode: str) -> None:
-        self.policy, self.action_mode = policy, action_mode
+    def __init__(self, policy: Policy[Any], worlds: int) -> None:
+        self.policy = policy
+        self._state = policy.initial_state(worlds)
+        self._begun = np.zeros(worlds, bool)
+        self._room = np.full(worlds, -1)
+        # Which of the policy's rows each slot has; rows without a slot are shown what slot 0 sees.
+        self._rows = np.arange(worlds)
 
     def expect(self, plans: Sequence[Plan]) -> None:
         return None
 
     def begin(self, slots: Sequence[int], plans: Sequence[Plan]) -> np.ndarray | None:
+        rows = self._rows[list(slots)]
+        self._begun[rows] = True
+        self._room[rows] = [-1 if one.room is None else one.room for one in plans]
         return None
 
     def act(self, observation: Any, slots: int) -> np.ndarray:
-        return np.asarray(self.policy(observation), np.float32)
+        if self._begun.any():
+            self._state = self.policy.reset(self._state, self._begun.copy())
+            self._begun[:] = False
+            if hasattr(self.policy, "enter"):
+                self._state = self.policy.enter(self._state, self._room.copy())
+        shown = np.zeros(len(self._room), np.int64)
+        shown[self._rows] = np.arange(slots)
+        seen = {name: x[shown] for name, x in observation.items()} if isinstance(observation, dict) else None
+        actions, self._state = self.policy.act(observation[shown] if seen is None else seen, self._state)
+        return np.asarray(actions, np.float32)[self._rows]
 
     def select(self, slots: Sequence[int]) -> None:
+        self._rows = self._rows[list(slots)]
+
+
+class Stateless:
+    """A plain callable as a policy: observations in, actions out."""
+
+    observation_space = action_space = None
+
+    def __init__(self, acts: Callable[[Any], Any]) -> None:
+        self.acts = acts
+
+    def initial_state(self, worlds: int) -> None:
+        return None
+
+    def act(self, observation: Any, state: None) -> tuple[Any, None]:
+        return self.acts(observation), None
+
+    def reset(self, state: None, worlds: np.ndarray) -> None:
         return None
 
 
-def find_policy(name: str) -> Policy:
-    """The callable that `module:callable` names. ConfigError where there is none."""
+def make_policy(config: Generate, env: SanaWMVectorEnv) -> Policy[Any]:
+    """The policy that a job names: one as of `policies.base`, what makes one of spaces and `policy_options`, or a plain
+    callable. ConfigError where there is none, SpaceError for one made for other spaces."""
+    policy: Any = find_policy(str(config.policy))
+    made = hasattr(policy, "act") and not isinstance(policy, type)
+    if not made and "action_space" not in inspect.signature(policy).parameters:
+        return Stateless(policy)
+    if not made:
+        try:
+            policy = policy(env.single_observation_space, env.single_action_space, **config.policy_options)
+        except TypeError as error:
+            told = dict(config.policy_options)
+            raise ConfigError(f"policy_options {told} do not fit {config.policy}: {error}.") from None
+    check_policy(policy, env)
+    checked: Policy[Any] = policy
+    return checked
+
+
+def find_policy(name: str) -> Any:
+    """What `module:name` names. ConfigError where it is nothing that acts."""
     module, colon, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute) if colon else None
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"policy {name!r} cannot be imported ({error}); name it as module:callable.") from error
-    if not callable(found):
+    if not callable(found) and not hasattr(found, "act"):
         raise ConfigError(f"policy {name!r} is no callable; name it as module:callable.")
-    policy: Policy = found
-    return policy
+    return found

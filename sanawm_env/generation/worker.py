@@ -19,7 +19,7 @@ from sanawm_env import bundle
 from sanawm_env.errors import ConfigError
 from sanawm_env.generation.background import Background
 from sanawm_env.generation.config import Generate
-from sanawm_env.generation.explorers import Explorer, make_explorer
+from sanawm_env.generation.explorers import Explorer, action_mode, make_explorer
 from sanawm_env.generation.filters import measure
 from sanawm_env.generation.plan import Plan, plan
 from sanawm_env.generation.record import Line
@@ -79,14 +79,14 @@ class Worker:
         them ("paths"), waiting for what is written ("waiting").
         """
         plans = [plan(self.config, number) for number in numbers]
-        explorer = make_explorer(self.config, self.model.config, self._planner)
-        explorer.expect(plans)
         with threads(self.model.device, self.config.threads):
             began = time.perf_counter()
             # On a GPU the size of a batch decides how the decoder rounds, so there it never changes.
             fixed = self.model.device.type != "cpu"
             worlds = self.config.batch if fixed else min(self.config.batch, len(numbers))
-            env = self._make(worlds, explorer.action_mode)
+            env = self._make(worlds, action_mode(self.config))
+            explorer = make_explorer(self.config, env, self._planner)
+            explorer.expect(plans)
             if self._recorder is None:
                 self._recorder = Recorder(env, self.folder, self.config, self.done)
             with Background(self.config.queue) as writing:

@@ -80,6 +80,17 @@ class Scenes:
             index = index.to(self.device)
         return self._map(lambda tensor: tensor[index])
 
+    def write(self, slots: Sequence[int], other: Scenes) -> Scenes:
+        """These rooms with those of `other` in the place of some."""
+        index = torch.as_tensor(list(slots), device=self.device)
+        return replace(
+            self,
+            **{
+                field.name: getattr(self, field.name).index_copy(0, index, getattr(other, field.name).to(self.device))
+                for field in fields(self)
+            },
+        )
+
     def objects(self, row: int) -> list[RoomObject]:
         """The furniture of one room, in the order of the instance numbers."""
         footprints, heights = self.footprints[row].tolist(), self.heights[row].tolist()

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sanawm_env.chunk import computed_at_once
 from sanawm_env.kernels.frame_gates import frame_gates
 from sanawm_env.model.attention import GatedDeltaAttention
 from sanawm_env.source import WorldSource
 from sanawm_env.state import WorldState
+from sanawm_env.visits import computed_at_once
 from sanawm_env.world import WorldModel
 
 Readings = dict[str, dict[str, np.ndarray]]

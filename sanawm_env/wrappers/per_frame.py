@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 
 from sanawm_env.errors import ConfigError, LifecycleError
+from sanawm_env.snapshot import Snapshot
 
 
 class PerFrame(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
@@ -55,6 +56,23 @@ class PerFrame(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordCons
         told["frame"] = info["frame"] - len(info["frames"]) + index + 1
         terminated, truncated = chunk["terminated"] and ended, chunk["truncated"] and ended
         return self._frame.copy(), float(info["rewards"][index]), terminated, truncated, told
+
+    def get_state(self) -> Snapshot:
+        """The world's state; LifecycleError while frames of a chunk wait to be shown, which no snapshot holds."""
+        if self._left:
+            raise LifecycleError(
+                f"{self._left} frames of the chunk are still to be shown, and the world is past them already; take the "
+                "snapshot where the next action is used."
+            )
+        state: Snapshot = self.env.get_wrapper_attr("get_state")()
+        return state
+
+    def set_state(self, state: Snapshot) -> None:
+        """Continues from a snapshot with a new chunk; frames that waited to be shown are dropped."""
+        self.env.get_wrapper_attr("set_state")(state)
+        self._left = 0
+        shown = self.env.get_wrapper_attr("observe")()[0]
+        self._frame = None if shown is None else shown.copy()
 
     def render(self) -> Any:
         """The frame shown last, uint8 [H, W, 3]."""
