@@ -108,10 +108,11 @@ class ActionMap(abc.ABC):
                 f"({', '.join(self.columns)})."
             )
         if not np.isfinite(numbers).all():
-            where = tuple(np.argwhere(~np.isfinite(numbers))[0])
+            wrong = np.argwhere(~np.isfinite(numbers))
+            worlds = ", ".join(str(world) for world in np.unique(wrong[:, 0]))
             raise ActionError(
-                f"action column {self.columns[int(where[-1])]!r} is {numbers[where]}, allowed are finite numbers; "
-                "check the policy for NaN."
+                f"action column {self.columns[int(wrong[0, -1])]!r} is {numbers[tuple(wrong[0])]} (worlds with such "
+                f"actions: {worlds}), allowed are finite numbers; check the policy for NaN."
             )
         if self.kind != "continuous" and (numbers != np.round(numbers)).any():
             raise ActionError(

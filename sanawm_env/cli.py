@@ -110,6 +110,8 @@ def parser() -> argparse.ArgumentParser:
     _command(train, "smoke", _train, "every stage for a few steps on a CPU")
     cloning = _command(train, "cloning", _train_cloning, "a policy from the demonstrations of an episode store")
     _flags(cloning, device=str, out=str)
+    ppo = _command(train, "ppo", _train_ppo, "a policy, by PPO in the dream or in the truth")
+    _flags(ppo, environment=str, minutes=float, steps=int, num_envs=int, device=str, bundle=str, out=str)
     collect = _command(commands, "collect", _collect, "demonstrations of a scripted expert in an episode store")
     _flags(collect, episodes=int, world=str, device=str, bundle=str, out=str)
     convert = _command(
@@ -267,6 +269,12 @@ def _collect(options: argparse.Namespace) -> None:
     from sanawm_env.demonstrations import Collect, collect
 
     print(json.dumps(collect(_build(Collect, "collect", options))))
+
+
+def _train_ppo(options: argparse.Namespace) -> None:
+    from sanawm_env.training.ppo import PpoTraining, run
+
+    print(json.dumps(run(_build(PpoTraining, "train_ppo", options))))
 
 
 def _convert(options: argparse.Namespace) -> None:

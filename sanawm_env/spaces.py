@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,27 @@ def _difference(one: spaces.Space[Any], other: spaces.Space[Any]) -> tuple[str, 
             if deeper := _difference(one[key], other[key]):
                 return f"[{key!r}]{deeper[0]}", *deeper[1:]
     return "", str(one), str(other)
+
+
+def describe_space(space: spaces.Space[Any]) -> dict[str, Any]:
+    """A Box, or a Dict of them, as plain JSON from which `read_space` makes an equal one. SpaceError for any other."""
+    if isinstance(space, spaces.Dict):
+        return {"parts": {name: describe_space(part) for name, part in space.items()}}
+    if not isinstance(space, spaces.Box):
+        raise SpaceError(f"space {space} cannot be described, allowed are a Box and a Dict of them.")
+    low, high = (
+        limit.flat[0].item() if (limit == limit.flat[0]).all() else limit.tolist() for limit in (space.low, space.high)
+    )
+    return {"shape": list(space.shape), "dtype": str(space.dtype), "low": low, "high": high}
+
+
+def read_space(described: Mapping[str, Any]) -> spaces.Space[Any]:
+    """The space of which `describe_space` gave this."""
+    if "parts" in described:
+        return spaces.Dict({name: read_space(part) for name, part in described["parts"].items()})
+    shape, dtype = tuple(described["shape"]), np.dtype(described["dtype"])
+    low, high = (np.broadcast_to(np.array(described[name], dtype), shape) for name in ("low", "high"))
+    return spaces.Box(low, high, dtype=dtype.type)
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

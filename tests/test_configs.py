@@ -38,6 +38,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.teleop import Teleop
     from sanawm_env.training.autoencoder import AutoencoderTraining
     from sanawm_env.training.denoiser import DenoiserTraining
+    from sanawm_env.training.ppo import PpoTraining
 
     return {
         "annotate": Annotate,
@@ -60,6 +61,7 @@ def config_classes() -> dict[str, type]:
         "bench_vector": BenchVector,
         "train_rooms_autoencoder": AutoencoderTraining,
         "train_rooms_denoiser": DenoiserTraining,
+        "train_ppo": PpoTraining,
     }
 
 
@@ -84,6 +86,7 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
             "bench_store",
             "bench_training",
         ),
+        "train_ppo",
     ],
 )
 def test_yaml_shows_every_key(command: str) -> None:
