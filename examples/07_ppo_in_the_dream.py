@@ -4,8 +4,6 @@ Needs the extra `rl`. A few minutes on a GPU teach it to reach goals; `sanawm tr
 """
 
 import argparse
-import importlib.util
-import sys
 from pathlib import Path
 
 from sanawm_env.evaluation.episodes import run_episodes
@@ -22,9 +20,6 @@ parser.add_argument("--num-envs", type=int, default=2, help="worlds that learn a
 parser.add_argument("--episodes", type=int, default=2, help="of the judgement in the truth")
 parser.add_argument("--device", default=None, help="cpu or cuda; the best there is if left out")
 args = parser.parse_args()
-
-if importlib.util.find_spec("stable_baselines3") is None:
-    sys.exit("This example learns with stable-baselines3: pip install 'sanawm-env[rl]'")
 
 training = PpoTraining(
     out=OUT,

@@ -16,7 +16,8 @@ from tests.public_layouts import SIZE, write_release
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("[0-9]*.py"))
 RELEASED = "03_sana_wm.py"  # the one that needs weights which are not in the package
-MUJOCO = "11_record_any_env.py"
+DRAWS_MUJOCO = "11_record_any_env.py"
+EXTRAS = {"07_ppo_in_the_dream.py": ("stable_baselines3", "rl"), "10_arm_camera.py": ("mujoco", "mujoco")}
 MAX_LINES = 60
 
 
@@ -33,8 +34,11 @@ def test_there_are_examples() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name != RELEASED])
 def test_example_runs(name: str, tmp_path: Path) -> None:
-    if name == MUJOCO:
+    if name == DRAWS_MUJOCO:
         needs_mujoco()
+    if name in EXTRAS:
+        package, extra = EXTRAS[name]
+        pytest.importorskip(package, reason=f"the extra `{extra}` is not installed")
     assert run([str(ROOT / "examples" / name), "--steps", "2", "--device", "cpu"], tmp_path), "it should say something"
 
 

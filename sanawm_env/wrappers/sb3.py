@@ -141,11 +141,7 @@ def _map(change: Callable[[Any], Any], observation: Any) -> Any:
 
 
 def _row(observations: Any, row: int) -> Any:
-    return (
-        {name: part[row] for name, part in observations.items()}
-        if isinstance(observations, Mapping)
-        else (observations[row])
-    )
+    return _map(lambda part: part[row], observations)
 
 
 def _numpy(part: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from gymnasium import spaces
 
 from sanawm_env.actions import make_action_map
 from sanawm_env.errors import ConfigError, SpaceError
-from sanawm_env.spaces import action_space, check_policy, observation_space
+from sanawm_env.spaces import action_space, check_policy, describe_space, observation_space, read_space
 from sanawm_env.vector_env import SanaWMVectorEnv
 from sanawm_env.world import WorldModel
 
@@ -48,6 +49,13 @@ def test_wrong_words_are_named() -> None:
         action_space(make_action_map("twist"), "perframe", 8)
     with pytest.raises(ConfigError, match="observation is 'pixels'"):
         observation_space("pixels", 8, 32, 40, goal=False)
+
+
+def test_spaces_go_through_json() -> None:
+    for one in (observation_space("dict", 8, 32, 40, goal=True), action_space(make_action_map("twist"), "hold", 8)):
+        assert read_space(json.loads(json.dumps(describe_space(one)))) == one
+    with pytest.raises(SpaceError, match=r"space Discrete\(3\) cannot be described, allowed are a Box"):
+        describe_space(spaces.Discrete(3))
 
 
 def test_a_policy_made_for_other_spaces_is_refused(tiny_model: WorldModel) -> None:
