@@ -76,14 +76,14 @@ class Learner:
         watch = Watch(self)
         if self.share < 1:
             left = (self.config.steps or 10**12) - self.steps
-            self.model.learn(left, callback=watch, log_interval=None, reset_num_timesteps=False)
+            self.model.learn(left, callback=watch, log_interval=10**9, reset_num_timesteps=False)
         figures = watch.figures()
         self.save(figures)
         return figures
 
     def save(self, figures: dict[str, Any]) -> None:
         """Writes the checkpoint and the policy, each whole or not at all."""
-        learnt = self.model.policy
+        learnt: Any = self.model.policy
         save_checkpoint(
             self.checkpoint,
             policy=learnt.state_dict(),
