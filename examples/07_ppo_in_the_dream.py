@@ -6,7 +6,7 @@ Needs the extra `rl`. A few minutes on a GPU teach it to reach goals; `sanawm tr
 import argparse
 from pathlib import Path
 
-from sanawm_env.evaluation.episodes import run_episodes
+from sanawm_env.policies.episodes import run_episodes
 from sanawm_env.policies.ppo import PpoPolicy
 from sanawm_env.training.ppo import Learning, PpoTraining, run
 from sanawm_env.truth import RoomsTruthVectorEnv
@@ -34,10 +34,13 @@ figures = run(training)  # goes on from the checkpoint in OUT, if there is one
 print(f"in the dream: {figures}")
 
 policy = PpoPolicy.load(OUT / "policy.safetensors", device=args.device or "cpu")
-truth = RoomsTruthVectorEnv(args.episodes, device=args.device, observation="dict", frames="none")
-for result in run_episodes(policy, truth, range(HELD_OUT, HELD_OUT + args.episodes), max_steps=min(38, args.steps)):
+seeds = range(HELD_OUT, HELD_OUT + args.episodes)
+truth = RoomsTruthVectorEnv(
+    args.episodes, device=args.device, observation="dict", frames="none", horizon=8 * args.steps
+)
+for episode in run_episodes(truth, policy, seeds):
     print(
-        f"in the truth, room {result.seed}: {result.reason or 'stopped'} after {result.steps} steps and "
-        f"{result.driven:.2f} m; the goal was {result.distance:.2f} m away, return {result.score:+.2f}"
+        f"in the truth, {episode.seed}: {episode.reason} after {episode.seconds:.1f} s and {episode.metres:.2f} m; "
+        f"the goal was {episode.start_distance:.2f} m away and is now {episode.distance:.2f} m"
     )
 truth.close()

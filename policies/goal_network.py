@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sanawm_env.errors import ConfigError, SpaceError
+from sanawm_env.policies.cloning_network import shrunk
 
 NUMBERS = {"velocity": 2, "goal": 4}  # how many the network makes of each
 
@@ -61,11 +61,8 @@ class View:
     def __call__(self, observation: Mapping[str, Any]) -> dict[str, Tensor]:
         """What the network reads of B worlds' observations, on the device where these are."""
         seen = {name: torch.as_tensor(observation[name]) for name in self.observation_space.spaces}
-        if "image" in seen and self.shrink > 1:
-            pixels = seen["image"].permute(0, 3, 1, 2).float()
-            seen["image"] = functional.avg_pool2d(pixels, self.shrink).round().to(torch.uint8)
-        elif "image" in seen:
-            seen["image"] = seen["image"].permute(0, 3, 1, 2)
+        if "image" in seen:
+            seen["image"] = shrunk(seen["image"], self.shrink)
         return seen
 
 

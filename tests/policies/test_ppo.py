@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from sanawm_env.cli import main
 from sanawm_env.errors import ActionError, ConfigError, MissingExtraError, SpaceError, StorageError
-from sanawm_env.evaluation.episodes import run_episodes
 from sanawm_env.generation.explorers import PolicyExplorer
+from sanawm_env.policies.episodes import run_episodes
 from sanawm_env.policies.goal_network import NetworkConfig, View
 from sanawm_env.policies.ppo import PpoPolicy
 from sanawm_env.running import SEEDS
@@ -93,7 +93,7 @@ def test_spaces_that_no_policy_is_for(tiny_model: WorldModel, truth: RoomsTruthV
         PpoPolicy(truth.single_observation_space, spaces.Discrete(3), SMALL)
     other = RoomsTruthVectorEnv(2, tiny_model, observation="dict", action_map="twist", device="cpu")
     with pytest.raises(SpaceError, match=r"made for action_space Box.*\(2,\).*the environment has Box.*\(6,\)"):
-        run_episodes(make_policy(truth), other, [0, 1], max_steps=1)
+        list(run_episodes(other, make_policy(truth), [0, 1]))
     with pytest.raises(ConfigError, match="shrink 0"):
         NetworkConfig(shrink=0)
 
@@ -106,8 +106,11 @@ def test_nan_of_a_policy_names_the_worlds(truth: RoomsTruthVectorEnv) -> None:
             return actions, None
 
     policy = Broken(truth.single_observation_space, truth.single_action_space, SMALL)
+    with pytest.raises(ActionError, match=r"the policy gave \[nan.* in world 1 \(seed 4, step 0\)"):
+        list(run_episodes(truth, policy, [3, 4]))
+    observation, _ = truth.reset(seed=0)
     with pytest.raises(ActionError, match=r"'v' is nan \(worlds with such actions: 1\).*check the policy for NaN"):
-        run_episodes(policy, truth, [0, 1], max_steps=2)
+        truth.step(policy.act(observation)[0])
     assert (truth.observe()[1]["frame"] == 0).all(), "nothing has moved"
 
 
