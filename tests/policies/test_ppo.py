@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from sanawm_env.cli import main
 from sanawm_env.errors import ActionError, ConfigError, MissingExtraError, SpaceError, StorageError
-from sanawm_env.generation.explorers import PolicyExplorer
 from sanawm_env.policies.episodes import run_episodes
 from sanawm_env.policies.goal_network import NetworkConfig, View
 from sanawm_env.policies.ppo import PpoPolicy
@@ -200,15 +199,3 @@ class TestTraining:
         assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 2
         assert main(["train", "ppo", "--out", str(tmp_path), "learning.bach=2"]) == 2
         assert "did you mean 'batch'" in capsys.readouterr().err
-
-
-def test_generation_refuses_a_policy_made_for_other_spaces(tiny_model: WorldModel, truth: RoomsTruthVectorEnv) -> None:
-    class Called(PpoPolicy):
-        def __call__(self, observation: Any) -> np.ndarray:
-            return self.act(observation)[0]
-
-    policy = Called(truth.single_observation_space, truth.single_action_space, SMALL)
-    explorer = PolicyExplorer(policy, "hold")
-    explorer.check(SanaWMVectorEnv(2, tiny_model, observation="dict"))
-    with pytest.raises(SpaceError, match="the environment with the observation that the policy was trained with"):
-        explorer.check(SanaWMVectorEnv(2, tiny_model, observation="last"))
