@@ -117,11 +117,17 @@ class TruthEpisodes(Episodes):
         seen = torch.from_numpy(start.images)[:, None].to(self.model.device)
         return world, Shown(seen if self.decode else None), {}
 
+    @property
+    def _drawn(self) -> int:
+        """Frames of a chunk, counted from its end, that anybody is shown: no other is drawn."""
+        all_shown = "all" in (self.config.frames, self.config.observation)
+        return self.model.config.frames_per_chunk if all_shown else 1
+
     def _step(self, world: WorldState, poses: np.ndarray) -> tuple[WorldState, Shown, np.ndarray]:
         scenes = self.now.scenes
         assert scenes is not None
         moved = replace(world, chunk=world.chunk + 1, pose=torch.from_numpy(poses[:, -1].copy()))
-        seen = self.model.look(scenes, poses, world.intrinsics) if self.decode else None
+        seen = self.model.look(scenes, poses[:, -self._drawn :], world.intrinsics) if self.decode else None
         return moved, Shown(seen), np.ones(len(poses), bool)
 
 
@@ -132,8 +138,9 @@ class RoomsTruthEnv(SanaWMEnv):
     bundle: name or folder of the Rooms bundle (or a `WorldModel`) whose clock, frame size and lens it has; no weights
     are read. device: where frames are rendered, the best there is if None. compiled: see `RoomsTruth`. The rest as for
     `SanaWMEnv`, without latents and prompts. The same seed gives the same room, start pose and goal as in the learned
-    world; the first picture is the truth that the learned world is shown. A picture cannot be a start. Noise has no
-    part in it, so futures of one instant differ by their actions alone.
+    world; the first picture is the truth that the learned world is shown. A picture cannot be a start. Of a step only
+    frames that `frames` and `observation` ask for are drawn: all, or the last one, which `render` then shows. Noise has
+    no part in it, so futures of one instant differ by their actions alone.
     """
 
     episodes_kind: ClassVar[type[Episodes]] = TruthEpisodes
