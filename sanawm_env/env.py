@@ -114,6 +114,13 @@ class Worlds:
         return self._episodes.now.scenes
 
     @property
+    def ended(self) -> np.ndarray:
+        """[B] whether the episode of each world has ended and was not reset since. LifecycleError before the first
+        reset."""
+        self._check_running()
+        return self._episodes.now.over
+
+    @property
     def fps(self) -> float:
         """Frames a second of world time."""
         return self.model.config.fps

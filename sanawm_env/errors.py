@@ -38,6 +38,10 @@ class SpaceError(SanaWMError, ValueError):
     """A policy made for other observations or actions than an environment's."""
 
 
+class PolicyError(SanaWMError, ValueError):
+    """A policy, or the cost that it plans by, that gives what cannot be used."""
+
+
 class StateError(SanaWMError, RuntimeError):
     """A world state used where it does not fit."""
 
