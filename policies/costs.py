@@ -58,11 +58,13 @@ class GoalImageCost:
         self.blocks, self.edges, self.on_the_way = tuple(blocks), edges, on_the_way
         self._features: list[Tensor] = []
 
-    def __call__(self, imagined: Imagined) -> np.ndarray | Tensor:
+    def __call__(self, imagined: Imagined) -> Tensor:
+        import torch
+
         weight = 1.0 if imagined.last else self.on_the_way
         frames = imagined.futures.last_output[0]
         if weight == 0:
-            return np.zeros(len(imagined.world))
+            return frames.new_zeros(len(imagined.world), dtype=torch.float32)
         check_size(self.goal, frames.shape[2:4])
         if not self._features or self._features[0].device != frames.device:
             self._features = self._describe(_tensor(self.goal).to(frames.device))
@@ -70,10 +72,11 @@ class GoalImageCost:
         pairs = zip(self._describe(frames[:, -1]), self._features, strict=True)
         parts = [((seen - wanted[goal]) ** 2 + 0.05**2).sqrt().flatten(1).mean(dim=1) for seen, wanted in pairs]
         weights = [1.0, self.edges, self.edges] * len(self.blocks)
-        return weight / sum(weights) * sum(w * part for w, part in zip(weights, parts, strict=True))
+        total: Tensor = sum(w * part for w, part in zip(weights, parts, strict=True))  # type: ignore[assignment]
+        return total * (weight / sum(weights))
 
     def _describe(self, pictures: Tensor) -> list[Tensor]:
-        """For each size of block: colours and their differences downwards and to the right, of pictures [N, H, W, 3]."""
+        """For each size of block: colours and their differences downwards and to the right. pictures: [N, H, W, 3]."""
         from torch.nn.functional import avg_pool2d
 
         levels = pictures.permute(0, 3, 1, 2).float() / 255
@@ -106,7 +109,7 @@ class GoalLatentCost:
         check_size(self.goal, (model.config.height, model.config.width))
         self.latent = _still(model, _tensor(self.goal))
 
-    def __call__(self, imagined: Imagined) -> np.ndarray | Tensor:
+    def __call__(self, imagined: Imagined) -> Tensor:
         latent = imagined.futures.last_output[1][:, -1].float()
         distance = ((latent - self.latent[_rows(self.goal, imagined.world)]) ** 2).flatten(1).mean(dim=1)
         # A world may fail after its episode's end, which is no fault of the episode.

@@ -154,8 +154,8 @@ class Planner(abc.ABC):
         generators = [state.generators[world] for world in awake]
         for iteration in range(config.iterations):
             tried = self.propose(search, generators, iteration)
-            told = {"worlds": awake, "discount": config.discount, "at_once": config.at_once}
-            search = self.learn(search, tried, imagine(env, tried, self.cost, **told))
+            costs = imagine(env, tried, self.cost, worlds=awake, discount=config.discount, at_once=config.at_once)
+            search = self.learn(search, tried, costs)
         return search
 
     def draw(self, search: Search, generators: list[np.random.Generator], count: int) -> np.ndarray:

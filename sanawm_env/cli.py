@@ -103,6 +103,9 @@ def parser() -> argparse.ArgumentParser:
     _flags(logging, device=str, bundle=str, turns=int, out=str)
     training = _command(bench, "training", _bench_training, "tokens/s of the Rooms denoiser in training")
     _flags(training, bundle=str, steps=int, out=str)
+    futures = _command(bench, "futures", _bench_futures, "many futures of one instant: time and memory")
+    _flags(futures, device=str, bundle=str, seconds=float, out=str)
+    futures.add_argument("--futures", type=int, nargs="+", metavar="N", help="of one instant, one measurement each")
     _command(bench, "report", _bench_report, "a page of what was measured, beside goals and floors")
     train = _subjects(commands, "train", "train a world or a policy")
     _command(train, "rooms-autoencoder", _train, "pictures to latents and back")
@@ -250,6 +253,13 @@ def _bench_logging(options: argparse.Namespace) -> None:
     from sanawm_env.benchmarks.logging import BenchLogging, run
 
     print(json.dumps(run(_build(BenchLogging, "bench_logging", options))))
+
+
+def _bench_futures(options: argparse.Namespace) -> None:
+    from sanawm_env.benchmarks.futures import BenchFutures, run
+
+    options.flags = (*options.flags, "futures")
+    print(json.dumps(run(_build(BenchFutures, "bench_futures", options))))
 
 
 def _train(options: argparse.Namespace) -> None:

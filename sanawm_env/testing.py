@@ -1,7 +1,8 @@
 """Contracts as test classes: inherit one, say how to make the thing, and pytest checks it.
 
-Here is the contract of environments over a world. Whoever adds an environment, a wrapper that claims to keep the
-contract, or a bundle of their own, inherits `EnvironmentContract` and overrides `make` and `make_vector`.
+Here are the contracts of environments over a world and of policies. Whoever adds an environment, a wrapper that claims
+to keep the contract, or a bundle of their own, inherits `EnvironmentContract` and overrides `make` and `make_vector`;
+a policy's tests inherit `PolicyContract`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from sanawm_env.errors import LifecycleError, SceneError, StateError
+from sanawm_env.policies.base import Policy
+from sanawm_env.spaces import check_policy
 from sanawm_env.vector_env import SanaWMVectorEnv
 
 STEPS = 3
@@ -210,3 +213,67 @@ class EnvironmentContract(abc.ABC):
         vector.reset(seed=0)
         with pytest.raises(StateError, match="2 worlds, this environment 1"):
             env.unwrapped.set_state(vector.get_state())  # type: ignore[attr-defined]
+
+
+class PolicyContract(abc.ABC):
+    """What every policy keeps. Override `make_env` and `make`."""
+
+    seeds: ClassVar[tuple[int, ...]] = (3, 8, 1)
+
+    @abc.abstractmethod
+    def make_env(self, num_envs: int) -> SanaWMVectorEnv:
+        """A new vector environment of as many worlds, such as the policy acts in."""
+
+    @abc.abstractmethod
+    def make(self, env: SanaWMVectorEnv) -> Policy[Any]:
+        """A new policy, the same each time, that acts in the environment."""
+
+    def play(self, seeds: tuple[int, ...], steps: int = 2) -> np.ndarray:
+        """Actions [steps, B, ...] of a new policy in new worlds of these seeds."""
+        env = self.make_env(len(seeds))
+        policy = self.make(env)
+        observation, _ = env.reset(seed=list(seeds))
+        state, taken = policy.initial_state(len(seeds)), []
+        for _ in range(steps):
+            actions, state = policy.act(observation, state)
+            taken.append(np.array(actions))
+            observation = env.step(actions)[0]
+        return np.stack(taken)
+
+    def test_it_was_made_for_the_environments_spaces(self) -> None:
+        env = self.make_env(2)
+        check_policy(self.make(env), env)
+
+    def test_actions_lie_in_their_space(self) -> None:
+        space = self.make_env(len(self.seeds)).action_space
+        for actions in self.play(self.seeds):
+            assert actions.shape == space.shape
+            assert actions.astype(space.dtype) in space
+
+    def test_it_does_the_same_again(self) -> None:
+        np.testing.assert_array_equal(self.play(self.seeds), self.play(self.seeds))
+
+    def test_no_world_depends_on_its_neighbours(self) -> None:
+        first, *others = self.seeds
+        together = self.play(self.seeds)
+        elsewhere = self.play((first, *(seed + 100 for seed in others)))
+        np.testing.assert_array_equal(together[:, 0], elsewhere[:, 0])
+
+    def test_a_reset_begins_some_worlds_anew_and_leaves_the_others(self) -> None:
+        count = len(self.seeds)
+        actions = {}
+        for case in ("going on", "some anew", "all new"):
+            env = self.make_env(count)
+            policy = self.make(env)
+            observation, _ = env.reset(seed=list(self.seeds))
+            state = policy.initial_state(count)
+            given, state = policy.act(observation, state)
+            observation = env.step(given)[0]
+            mask = np.arange(count) == 1
+            if case == "some anew":
+                state = policy.reset(state, mask)
+            elif case == "all new":
+                state = policy.initial_state(count)
+            actions[case] = np.array(policy.act(observation, state)[0])
+        np.testing.assert_array_equal(actions["some anew"][~mask], actions["going on"][~mask])
+        np.testing.assert_array_equal(actions["some anew"][mask], actions["all new"][mask])

@@ -21,6 +21,7 @@ STAGE_KEYS = {"device", "smoke", "autoencoder", "start"}
 
 def config_classes() -> dict[str, type]:
     from sanawm_env.annotate.settings import Annotate
+    from sanawm_env.benchmarks.futures import BenchFutures
     from sanawm_env.benchmarks.kernels import BenchKernels
     from sanawm_env.benchmarks.logging import BenchLogging
     from sanawm_env.benchmarks.report import Report
@@ -46,6 +47,7 @@ def config_classes() -> dict[str, type]:
         "demo": DemoConfig,
         "teleop": Teleop,
         "eval_rooms": EvalRooms,
+        "bench_futures": BenchFutures,
         "bench_kernels": BenchKernels,
         "bench_logging": BenchLogging,
         "bench_rooms": BenchRooms,
@@ -77,16 +79,8 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
     "command",
     [
         *("demo", "teleop", "eval_rooms", "eval_precision_parity", "generate", "collect", "train_cloning"),
-        *(
-            "bench_kernels",
-            "bench_logging",
-            "bench_report",
-            "bench_rooms",
-            "bench_sana_wm",
-            "bench_store",
-            "bench_training",
-        ),
-        "train_ppo",
+        *("bench_futures", "bench_kernels", "bench_logging", "bench_report", "bench_rooms"),
+        *("bench_sana_wm", "bench_store", "bench_training", "train_ppo"),
     ],
 )
 def test_yaml_shows_every_key(command: str) -> None:

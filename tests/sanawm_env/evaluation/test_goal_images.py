@@ -1,0 +1,76 @@
+"""Goal-image navigation: what problems are like, and that a planner which sees the truth solves one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sanawm_env.actions import heading
+from sanawm_env.errors import ConfigError
+from sanawm_env.evaluation.goal_images import GoalImages, drive_to, goal_images
+from sanawm_env.evaluation.held_out import FIRST_SEED
+from sanawm_env.policies.cem import ICEM, ICEMConfig
+from sanawm_env.policies.costs import GoalImageCost
+from sanawm_env.rooms import clearance, sample_scenes
+from sanawm_env.truth import RoomsTruth, RoomsTruthVectorEnv
+from sanawm_env.world import WorldModel
+
+SEEDS = [FIRST_SEED, FIRST_SEED + 1, FIRST_SEED + 2]
+
+
+def truth(model: WorldModel, worlds: int) -> RoomsTruthVectorEnv:
+    small = replace(model.config, height=16, width=24, intrinsics=(15.0, 15.0, 11.5, 7.5))
+    return RoomsTruthVectorEnv(worlds, RoomsTruth(small), task="drive", frames="none")
+
+
+@pytest.fixture(scope="module")
+def problems(tiny_model: WorldModel) -> GoalImages:
+    return goal_images(truth(tiny_model, 3), SEEDS)
+
+
+def test_goals_are_ahead_free_and_what_the_truth_shows_there(problems: GoalImages, tiny_model: WorldModel) -> None:
+    shift = problems.goals[:, :3, 3] - problems.starts[:, :3, 3]
+    away = np.linalg.norm(shift, axis=1)
+    assert (away >= 0.8).all() and (away <= 1.6).all() and np.allclose(shift[:, 1], 0)
+    turn = heading(problems.goals) - heading(problems.starts)
+    assert (np.degrees(np.abs((turn + np.pi) % (2 * np.pi) - np.pi)) <= 20).all()
+    line = problems.starts[:, None, :3, 3] + np.linspace(0, 1, 40)[:, None] * shift[:, None]
+    free = clearance(sample_scenes(SEEDS), torch.from_numpy(line)).numpy()
+    assert (free > 0.15).all() and (free[:, -1] >= 0.34).all()
+    env = truth(tiny_model, 1)
+    seen, _ = env.reset(seed=[SEEDS[1]], options={"pose": problems.goals[1:2]})
+    np.testing.assert_array_equal(seen[0], problems.pictures[1])
+    alone = goal_images(env, SEEDS[1:2])
+    np.testing.assert_array_equal(alone.goals[0], problems.goals[1])
+
+
+def test_no_room_for_a_goal_is_said(tiny_model: WorldModel) -> None:
+    with pytest.raises(ConfigError, match=r"world 0 \(seed 1000000000\) has no free goal 30.0 .. 31.0 m ahead"):
+        goal_images(truth(tiny_model, 1), SEEDS[:1], metres=(30.0, 31.0))
+
+
+def test_a_planner_with_perfect_dreams_arrives_and_one_that_stands_does_not(
+    problems: GoalImages, tiny_model: WorldModel
+) -> None:
+    env, dream = truth(tiny_model, 3), truth(tiny_model, 3)
+
+    class Standing(ICEM):
+        def act(self, observation: object, state: object) -> tuple[np.ndarray, object]:  # type: ignore[override]
+            return np.zeros((3, 2), np.float32), state
+
+    config = ICEMConfig(horizon=2, candidates=8, iterations=1, elites=3, kept=2)
+    cost = GoalImageCost(problems.pictures, blocks=(1, 2, 4))
+    shown: list[tuple[int, int]] = []
+    driven = drive_to(
+        ICEM(dream, cost, config), problems, env, dream, steps=2, progress=lambda *done: shown.append(done)
+    )
+    stood = drive_to(Standing(dream, cost, config), problems, env, dream, steps=1)
+    assert shown == [(1, 2), (2, 2)]
+    assert driven.metres.mean() < 0.7 * stood.metres.mean()
+    assert stood.rate == 0 and not stood.success.any() and not stood.collision.any()
+    np.testing.assert_allclose(stood.metres, np.linalg.norm((problems.goals - problems.starts)[:, :3, 3], axis=1))
+    assert driven.pictures.shape == problems.pictures.shape
+    np.testing.assert_array_equal(driven.success, (driven.metres <= 0.3) & (driven.degrees <= 15) & ~driven.collision)
