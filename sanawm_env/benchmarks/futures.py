@@ -31,8 +31,8 @@ from sanawm_env.vector_env import SanaWMVectorEnv
 class BenchFutures:
     """What to measure. futures: of one instant, a measurement each. seconds: of world time that they are rolled out, in
     whole steps. decode: latents and rewards only (the plan tier), or with pixels, or both. age: steps that the world
-    has done before. repeats, warmup: forks with their rollouts that are timed, and those before them. precision, captured:
-    of `bundle.load`. out: file that gets one JSON line a run.
+    has done before. repeats, warmup: forks with their rollouts that are timed, and those before them. precision,
+    captured: of `bundle.load`. out: file that gets one JSON line a run.
     """
 
     bundle: str = "rooms"

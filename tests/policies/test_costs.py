@@ -45,6 +45,16 @@ def test_the_plan_that_ends_at_the_goal_picture_costs_least(tiny_model: WorldMod
     np.testing.assert_allclose(costs[:, wanted], 0.05, rtol=1e-5)
 
 
+def test_a_goal_picture_has_a_slope_towards_it(tiny_model: WorldModel) -> None:
+    env = truth(tiny_model)
+    goal = env.last_output[0][:, -1].numpy()
+    # One step of 0.8 s: ever farther back, then ever more turned.
+    aways = np.array([[[-v, 0.0] for v in (0.0, 0.2, 0.4, 0.6, 0.8)], [[0.0, w] for w in (0.0, 0.1, 0.2, 0.3, 0.4)]])
+    for plans in aways:
+        costs = imagine(env, np.repeat(plans[None, :, None], 2, axis=0), GoalImageCost(goal, blocks=(1, 2, 4)))
+        assert (np.diff(costs, axis=1) > 0).all()
+
+
 def test_each_world_has_its_own_goal_whatever_group_it_is_planned_in(tiny_model: WorldModel) -> None:
     env = truth(tiny_model)
     goals, plans = after(env, PLANS[0]), np.repeat(PLANS[None], 2, axis=0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sanawm_env.errors import ConfigError, PolicyError, SpaceError
+from sanawm_env.evaluation.held_out import FIRST_SEED
 from sanawm_env.policies.base import Policy
 from sanawm_env.policies.cem import CEM, ICEM, CEMConfig, ICEMConfig
 from sanawm_env.policies.costs import TaskCost
@@ -111,6 +112,17 @@ def test_they_arrive_where_the_cost_says(tiny_model: WorldModel, kind: Any, conf
         env.step(actions)
     away = np.linalg.norm((starts(env)[:, :3, 3] - cost.place)[:, (0, 2)], axis=1)
     assert (away < 0.15).all()
+
+
+def test_goals_of_held_out_rooms_are_reached(tiny_model: WorldModel) -> None:
+    env = RoomsTruthVectorEnv(4, tiny_model, task="goto", frames="none")
+    env.reset(seed=FIRST_SEED)
+    planner = CEM(env, TaskCost(), CEMConfig(candidates=48, iterations=2))
+    state = planner.initial_state(4)
+    for _ in range(10):
+        actions, state = planner.act(None, state)
+        info = env.step(actions)[4]
+    assert info["success"].all()
 
 
 def test_a_warm_start_helps(tiny_model: WorldModel) -> None:
