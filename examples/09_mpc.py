@@ -16,13 +16,13 @@ from sanawm_env.policies.costs import TaskCost
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=12)
 parser.add_argument("--device", default=None, help="cpu or cuda; the best there is if left out")
-parser.add_argument("--candidates", type=int, default=8, help="futures of this instant, in each of 2 iterations")
+parser.add_argument("--candidates", type=int, default=6, help="futures of this instant, in each of 2 iterations")
 args = parser.parse_args()
 
 env = gym.make("sanawm_env/Rooms-v0", device=args.device, task="goto")
 observation, info = env.reset(seed=3)
 print(f"task: {info['instruction']}, {info['distance']:.2f} m away")
-config = CEMConfig(horizon=2, candidates=args.candidates, iterations=2, elites=max(2, args.candidates // 4))
+config = CEMConfig(horizon=2, candidates=args.candidates, iterations=2, elites=max(1, args.candidates // 2))
 planner = CEM(env, TaskCost(), config)
 state = planner.initial_state(1)
 for step in range(args.steps):
