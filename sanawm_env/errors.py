@@ -38,10 +38,6 @@ class SpaceError(SanaWMError, ValueError):
     """A policy made for other observations or actions than an environment's."""
 
 
-class PolicyError(SanaWMError, ValueError):
-    """A policy, or the cost that it plans by, that gives what cannot be used."""
-
-
 class StateError(SanaWMError, RuntimeError):
     """A world state used where it does not fit."""
 
@@ -63,7 +59,7 @@ class WorkerError(SanaWMError, RuntimeError):
 
 
 class PolicyError(SanaWMError, RuntimeError):
-    """A policy elsewhere that does not answer, or answers with an error."""
+    """A policy elsewhere that does not answer, or answers with an error; a planner's cost that is no number."""
 
 
 class BackendError(SanaWMError, RuntimeError):
