@@ -119,9 +119,10 @@ class GoalLatentCost:
 class GoalPlaceCost:
     """Horizontal metres from the imagined camera to the task's goal, and what an obstacle ahead adds.
 
-    obstacle: from imagined frames uint8 [N, F, H, W, 3] of a step to a penalty [N] in metres: a network that sees how
-    near the next surface is, for example. Without it nothing keeps the camera off walls and furniture. Known geometry
-    has no part: not the floor plan, not the end of an episode. Needs a task with a goal (PolicyError).
+    obstacle: from the imagined frames of a step, uint8 [N, F, H, W, 3] (in a truth only those that are shown), to a
+    penalty [N] in metres: a network that sees how near the next surface is, for example. Without it nothing keeps the
+    camera off walls and furniture. Known geometry has no part: not the floor plan, not the end of an episode. Needs a
+    task with a goal (PolicyError).
     """
 
     def __init__(self, obstacle: Callable[[Tensor], Tensor] | None = None) -> None:

@@ -98,7 +98,7 @@ def test_a_goal_of_another_size_is_refused_with_both_sizes(tiny_model: WorldMode
 
 
 def test_the_goals_place_is_metres_away_and_obstacles_add_to_it(tiny_model: WorldModel) -> None:
-    env = truth(tiny_model, task="goto", observation="dict")
+    env = truth(tiny_model, task="goto", observation="dict", frames="all")
     plans = np.repeat(PLANS[None], 2, axis=0)
     costs = imagine(env, plans[:, :, :1], GoalPlaceCost())
     stepped = env.fork(len(PLANS))
