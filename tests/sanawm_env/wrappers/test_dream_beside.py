@@ -8,6 +8,7 @@ import pytest
 from sanawm_env.errors import ActionError, ConfigError, StateError
 from sanawm_env.policies.cem import CEM, CEMConfig
 from sanawm_env.policies.costs import TaskCost
+from sanawm_env.policies.episodes import run_episodes
 from sanawm_env.spaces import check_policy
 from sanawm_env.testing import assert_same
 from sanawm_env.truth import RoomsTruthVectorEnv
@@ -71,3 +72,12 @@ def test_what_would_part_them_is_refused(tiny_model: WorldModel) -> None:
     dream.step(np.full((2, 2), 0.2, np.float32))
     with pytest.raises(StateError, match="one was stepped alone"):
         worlds.step(np.zeros((2, 2), np.float32))
+
+
+def test_episodes_are_run_through_it_one_seed_after_another(tiny_model: WorldModel) -> None:
+    truth, dream = make(tiny_model)
+    planner = CEM(dream, TaskCost(), CEMConfig(horizon=2, candidates=12, iterations=1, elites=3))
+    seeds = [SEEDS[0], SEEDS[1], SEEDS[0] + 1]
+    episodes = list(run_episodes(DreamBeside(truth, dream), planner, seeds))
+    assert sorted(episode.seed for episode in episodes) == sorted(seeds)
+    assert all(episode.success for episode in episodes)
