@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +19,9 @@ from sanawm_env.errors import StorageError
 if TYPE_CHECKING:
     from sanawm_env.datasets.reader import EpisodeStore
     from sanawm_env.datasets.writer import EpisodeWriter
+
+# Of another file system, of one without links, or with too many of a file.
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 class OpenEpisode:
@@ -74,8 +79,9 @@ class OpenEpisode:
             rows = np.frombuffer(text.ljust(blocks * schema.BLOCK, b"\0"), np.uint8).reshape(blocks, schema.BLOCK)
             self._put({"states": rows, "state_steps": np.full(blocks, step)})
 
-    def adopt(self, store: EpisodeStore, index: int) -> None:
-        """Takes episode `index` of another store, its encoded files as they are."""
+    def adopt(self, store: EpisodeStore, index: int, *, link: bool = False) -> None:
+        """Takes episode `index` of another store, its encoded files as they are. link: both stores have the same files
+        then, where that is possible; else copies."""
         with self._dropping() as writer:
             sizes = writer.sizes()
             if different := {axis for axis, length in store.sizes.items() if sizes.setdefault(axis, length) != length}:
@@ -84,7 +90,8 @@ class OpenEpisode:
                 if table.written == "growing":
                     self.rows[key] = [store.stored(key, index)]
                     continue
-                self.files[key] = [self.stage(store.content(name)) for name in store.files(key, index)]
+                take = self._link if link else self._copy
+                self.files[key] = [take(store, name) for name in store.files(key, index)]
             self.keys, self.frames = store.keys, len(self.rows["valid"][0])
 
     def commit(self, *, reason: str = "", seconds: float = 0.0) -> int:
@@ -119,6 +126,20 @@ class OpenEpisode:
         self._staged += 1
         path = self._folder / str(self._staged)
         files.write(path, content)
+        return path
+
+    def _copy(self, store: EpisodeStore, name: str) -> Path:
+        return self.stage(store.content(name))
+
+    def _link(self, store: EpisodeStore, name: str) -> Path:
+        path = self._folder / str(self._staged + 1)
+        try:
+            os.link(store.path / name, path)
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            return self._copy(store, name)
+        self._staged += 1
         return path
 
     @contextlib.contextmanager

@@ -12,8 +12,10 @@ import numpy as np
 
 from sanawm_env.datasets.layout import METADATA
 from sanawm_env.datasets.reader import Decode, EpisodeStore
-from sanawm_env.datasets.writer import EpisodeWriter
+from sanawm_env.datasets.writer import EpisodeWriter, Finished
 from sanawm_env.errors import StorageError
+
+TOGETHER = 64  # episodes that are made visible at an instant: a commit writes every growing array
 
 
 class Union:
@@ -76,12 +78,16 @@ def merge(
     target: Path | str,
     *,
     resume: bool = False,
+    spend: bool = False,
+    durable: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Appends every episode of the sources to the store `target`, which is made if it is not there; returns how many.
 
     sources: folders or URLs. Files with pictures, depth and latents are copied as they are, nothing is encoded again.
-    resume: leaves out what the target has already, after a merge that was cut off. progress: called with episodes done
+    resume: leaves out what the target has already, after a merge that was cut off. spend: the sources are given up
+    afterwards, so that their files need no copy where one file system holds both. durable: as of
+    `EpisodeWriter`. progress: called with episodes done
     and all.
 
     StorageError before anything is copied: sources that differ in rates, columns, codec, arrays or picture size among
@@ -92,24 +98,28 @@ def merge(
     check_alike([*there, *stores])
     check_apart(stores if resume else [*there, *stores])
     total, copied = sum(len(store) for store in stores), 0
-    with EpisodeWriter(target, stores[0].info, durable=bool(there)) as writer:
-        for done, (store, index) in enumerate((one, index) for one in stores for index in range(len(one))):
-            if not (resume and store.identity(index) in writer):
-                _copy(store, index, writer)
-                copied += 1
+    with EpisodeWriter(target, stores[0].info, durable=durable and bool(there)) as writer:
+        numbered = [(store, index) for store in stores for index in range(len(store))]
+        for first in range(0, total, TOGETHER):
+            group = numbered[first : first + TOGETHER]
+            new = [(one, index) for one, index in group if not (resume and one.identity(index) in writer)]
+            if new:
+                writer.commit([_copied(*one, writer, link=spend) for one in new])
+                copied += len(new)
             if progress is not None:
-                progress(done + 1, total)
-    os.sync()
+                progress(first + len(group), total)
+    if durable:
+        os.sync()
     return copied
 
 
-def _copy(store: EpisodeStore, index: int, writer: EpisodeWriter) -> None:
+def _copied(store: EpisodeStore, index: int, writer: EpisodeWriter, *, link: bool) -> Finished:
     told = store.describe(index)
     source = store.sources[int(store.meta["episode_sources"][index])]
     facts = {"seed": told["seed"], "room": told["room"], "identity": store.identity(index)}
-    with writer.begin({}, provenance=source, **facts) as episode:
-        episode.adopt(store, index)
-        episode.commit(reason=told["reason"], seconds=told["seconds"])
+    episode = writer.begin({}, provenance=source, **facts)
+    episode.adopt(store, index, link=link)
+    return Finished(episode=episode, reason=told["reason"], seconds=told["seconds"])
 
 
 def check_alike(stores: Sequence[EpisodeStore]) -> None:

@@ -176,6 +176,7 @@ def _with_truth(env: EpisodeTape, reset: dict[str, Any], room: int, seconds: flo
 
     from sanawm_env.evaluation.metrics import psnr
     from sanawm_env.evaluation.visibility import visible
+    from sanawm_env.wrappers.recorded import recorded
     from sanawm_env.wrappers.rows import provenance, store_info, truth_rows
 
     world: Any = env.unwrapped
@@ -191,8 +192,8 @@ def _with_truth(env: EpisodeTape, reset: dict[str, Any], room: int, seconds: flo
         psnr=np.zeros(0),
         visible_psnr=np.zeros(0),
         seconds=seconds,
-        info=store_info(world),
-        provenance=provenance(world, reset),
+        info=store_info(recorded(world)),
+        provenance=provenance(recorded(world), reset),
     )
     dream, truth, depth = (torch.as_tensor(rollout.whole(key)) for key in ("frames", "truth_frames", "truth_depth"))
     path = torch.as_tensor(poses)[None]

@@ -25,7 +25,7 @@ from sanawm_env.policies.episodes import run_episodes
 from sanawm_env.policies.expert import Expert, ExpertConfig, Ways
 from sanawm_env.truth import RoomsTruthVectorEnv
 from sanawm_env.vector_env import SanaWMVectorEnv
-from sanawm_env.wrappers.episodes import EpisodeLog
+from sanawm_env.wrappers.episodes import EpisodeLog, recordable
 from sanawm_env.wrappers.running_episodes import RunningEpisode
 
 _NOISE = 11  # purpose of the numbers drawn here among those of a seed
@@ -106,7 +106,7 @@ class DemonstrationLog(EpisodeLog):
 
     def __init__(self, env: SanaWMVectorEnv, expert: Expert, config: Collect) -> None:
         codec = {"picture_codec": "jpeg", "picture_quality": config.picture_quality}
-        super().__init__(env, config.out, goals=True, extra=config.job, codec=codec, durable=config.durable)
+        super().__init__(recordable(env), config.out, goals=True, extra=config.job, codec=codec, durable=config.durable)
         self.expert = expert
 
     def began(self, env: Any, info: Mapping[str, Any], worlds: Sequence[int]) -> None:

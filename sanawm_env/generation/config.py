@@ -14,7 +14,7 @@ from sanawm_env.errors import ConfigError
 from sanawm_env.placement import Precision
 
 # What may change between two runs of one job: how much is made, where and how fast, never what an episode is.
-HOW = ("episodes", "batch", "device", "workers", "launcher", "out", "queue", "durable")
+HOW = ("episodes", "batch", "device", "workers", "writers", "launcher", "out", "queue", "durable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,9 @@ class Generate:
     `module:callable`, given a batch of observations (of the kind `observation`), returns actions [B, A], or [B, F, A]
     with action_mode="per_frame"; it takes the place of paths. It may also be a policy (`policies.base`), or a class or
     function that makes one of observation_space, action_space and policy_options, as those of `policies.exploring` do.
-    out: folder. batch: worlds at a time on a device.
-    workers: processes; None is one a GPU, one on a CPU. queue: steps that may wait to be written. keep_rejected: stores
+    out: folder. batch: worlds at a time on a device. workers: processes; None is one a GPU, one on a CPU. writers:
+    processes that write what a worker steps, each into a store of its own; 0 is a thread of the worker, None is 0 on a
+    CPU and up to 4 beside a GPU. queue: steps that may wait to be written. keep_rejected: stores
     what the filters reject too. truth: also stores what the ray-caster shows. durable: of `EpisodeWriter`.
 
     What is not in `HOW` decides the episodes and stays as it is while a job goes on. On a GPU `batch` decides how the
@@ -103,6 +104,7 @@ class Generate:
     device: str | None = None
     batch: int = 8
     workers: int | None = None
+    writers: int | None = None
     launcher: Literal["local", "ray"] = "local"
     queue: int = 4
     durable: bool = True
@@ -113,6 +115,8 @@ class Generate:
                 raise ConfigError(f"{name} is {getattr(self, name)}, allowed is a whole number >= 1.")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers is {self.workers}, allowed is a whole number >= 1, or null for one a GPU.")
+        if self.writers is not None and self.writers < 0:
+            raise ConfigError(f"writers is {self.writers}, allowed is a whole number >= 0, or null for a choice.")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}, allowed is a whole number >= 0.")
         if self.policy is not None and self.kind is not None:

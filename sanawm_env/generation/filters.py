@@ -22,12 +22,15 @@ ENOUGH_SEEN = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a step or a start of B worlds shows: contrast, sharpness [B, T] of its frames, statistics of its latents
-    [B, C, 2], None at a start."""
+    """What a step of B worlds shows: contrast, sharpness [B, T] of its frames, statistics of its latents [B, C, 2]."""
 
     contrast: np.ndarray
     sharpness: np.ndarray
-    latents: np.ndarray | None = None
+    latents: np.ndarray
+
+    def of(self, worlds: slice) -> Measured:
+        """Of these worlds alone."""
+        return Measured(contrast=self.contrast[worlds], sharpness=self.sharpness[worlds], latents=self.latents[worlds])
 
 
 def latent_statistics(latents: Tensor) -> Tensor:
@@ -69,11 +72,15 @@ def pose_offsets(
     return float(degrees.median()), float(metres.median())
 
 
-def measure(frames: Tensor | None, latents: Tensor | None) -> Measured:
-    """What is measured of a batch at every step, on the device where it lies. frames: [B, T, H, W, 3]."""
-    assert frames is not None
-    shown = torch.stack([contrast(frames), sharpness(frames)]).cpu().numpy()
-    told = None if latents is None else latent_statistics(latents).cpu().numpy()
+def measures(frames: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """What is measured of a batch at every step, on the device where it lies: contrast and sharpness of frames
+    [B, T, H, W, 3] as float64 [2, B, T], statistics of latents [B, n, C, h, w] as float64 [B, C, 2]."""
+    return torch.stack([contrast(frames), sharpness(frames)]), latent_statistics(latents)
+
+
+def measure(frames: Tensor, latents: Tensor) -> Measured:
+    """`measures`, on the host."""
+    shown, told = (values.cpu().numpy() for values in measures(frames, latents))
     return Measured(contrast=shown[0], sharpness=shown[1], latents=told)
 
 
@@ -104,9 +111,8 @@ class Scores:
         if count:
             self.contrast = min(self.contrast, float(measured.contrast[world, :count].min()))
             self.sharpness = min(self.sharpness, float(measured.sharpness[world, :count].mean()))
-        if measured.latents is not None:
-            self._first = measured.latents[world] if self._first is None else self._first
-            self.drift = max(self.drift, drift(self._first, measured.latents[world]))
+        self._first = measured.latents[world].copy() if self._first is None else self._first
+        self.drift = max(self.drift, drift(self._first, measured.latents[world]))
         if self.limits.poses:
             due = [k for k in range(count) if (self.frames + k + 1) % self.limits.pose_every == 0]
             self._kept += [(frames[k].copy(), poses[k].copy()) for k in due]

@@ -10,7 +10,7 @@ from typing import Any
 from sanawm_env.errors import ConfigError, MissingExtraError, SanaWMError, WorkerError
 from sanawm_env.generation.config import Generate
 from sanawm_env.generation.local import LOOK, part, written
-from sanawm_env.generation.record import finished
+from sanawm_env.generation.record import STORE, finished, folders_of, settled
 from sanawm_env.generation.worker import Timing, Worker
 
 AHEAD = 2  # tasks that an actor has at most: the one that it works on, and the next
@@ -119,7 +119,10 @@ class Fleet:
     def _bury(self, index: int) -> list[list[int]]:
         """Forgets a lost actor; what it was to do and had not finished."""
         del self.actors[index]
-        done = finished(part(self.parts, index), self.config.job_id)
+        done = set[int]()
+        for folder in folders_of(part(self.parts, index)):
+            settled(folder / STORE)  # its writers may have outlived it for a moment
+            done |= finished(folder, self.config.job_id).keys()
         mine = [promise for promise, (owner, _) in self.tasks.items() if owner == index]
         left = [[number for number in self.tasks.pop(promise)[1] if number not in done] for promise in mine]
         return [numbers for numbers in left if numbers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -11,28 +12,37 @@ from typing import Any, Self
 from sanawm_env.datasets import files
 from sanawm_env.datasets.atomic import appearing
 from sanawm_env.datasets.layout import METADATA
+from sanawm_env.datasets.lock import WriterLock
 from sanawm_env.datasets.reader import EpisodeStore
+from sanawm_env.datasets.writer import LOCK
+from sanawm_env.errors import StorageError
 
 STORE, RECORD = "episodes.zarr", "episodes.jsonl"
 Line = dict[str, Any]
+PATIENCE = 10.0  # seconds
 
 
 class Record:
     """Appends lines to `folder`/episodes.jsonl. A line is written before its episode is stored, so that every stored
-    episode has one; a line whose episode is missing means that it was cut off in between and is made again."""
+    episode has one; a line whose episode is missing means that it was cut off in between and is made again. durable: as
+    of `EpisodeWriter`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / RECORD
+        self._path, self._durable = folder / RECORD, durable
         with files.storing(self._path):
             self._file = self._path.open("a+b")
             self._drop_half_a_line()
 
-    def write(self, line: Line) -> None:
+    def write(self, told: Iterable[Line]) -> None:
+        content = b"".join(json.dumps(line).encode() + b"\n" for line in told)
+        if not content:
+            return
         with files.storing(self._path):
-            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.write(content)
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if self._durable:
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -48,6 +58,30 @@ class Record:
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             self._file.truncate(whole)
+
+
+def writer_folder(folder: Path, index: int) -> Path:
+    """Of writer `index` of the worker whose folder this is: beside it."""
+    return folder.with_name(f"{folder.name}.{index}")
+
+
+def folders_of(folder: Path) -> list[Path]:
+    """A worker's folder and those of its writers, where they are there."""
+    return [one for one in (folder, *sorted(folder.parent.glob(f"{folder.name}.*"))) if one.is_dir()]
+
+
+def settled(store: Path) -> None:
+    """Returns when nobody writes to a store any more, if there is one: a process whose parent was killed notices it
+    when it has written what it was about to. StorageError when it goes on for long."""
+    end = time.monotonic() + PATIENCE
+    while (store / METADATA).exists():
+        try:
+            WriterLock(store / LOCK).release()
+            break
+        except StorageError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
 
 
 def lines(folder: Path) -> Iterator[Line]:
@@ -86,6 +120,4 @@ def adopt(folder: Path, source: Path, known: Iterable[int]) -> None:
     """Appends the lines of another folder's record, those of episodes in `known` left out."""
     have = set(known)
     with Record(folder) as record:
-        for line in lines(source):
-            if line["episode"] not in have:
-                record.write(line)
+        record.write(line for line in lines(source) if line["episode"] not in have)

@@ -12,7 +12,9 @@ from sanawm_env.generation.config import Generate
 from sanawm_env.generation.filters import Measured, Scores, reasons
 from sanawm_env.generation.plan import Plan
 from sanawm_env.generation.record import STORE, Line, Record
+from sanawm_env.model.config import WorldConfig
 from sanawm_env.wrappers.episodes import EpisodeLog
+from sanawm_env.wrappers.recorded import Recorded
 from sanawm_env.wrappers.running_episodes import RunningEpisode
 
 
@@ -20,44 +22,46 @@ class Recorder(EpisodeLog):
     """An `EpisodeLog` of planned episodes. An episode that is cut off leaves nothing, one that a filter rejects a line
     in the record. done: called with the line of every episode that is over, once it is stored or rejected."""
 
-    def __init__(self, env: Any, folder: Path, config: Generate, done: Callable[[Line], object]) -> None:
+    def __init__(self, world: Recorded, folder: Path, config: Generate, done: Callable[[Line], object]) -> None:
         codec = {"picture_codec": config.picture_codec, "picture_quality": config.picture_quality}
-        super().__init__(env, folder / STORE, truth=config.truth, codec=codec, durable=config.durable)
+        super().__init__(world, folder / STORE, truth=config.truth, codec=codec, durable=config.durable)
         self.config, self.done = config, done
-        self.record = Record(folder)
+        self.record = Record(folder, durable=config.durable)
         self._scores: dict[bytes, Scores] = {}
         self._returns: dict[bytes, float] = {}
-        self._judged: list[Line] = []
+        self._lines: list[Line] = []
 
     def begin_planned(
         self, info: Mapping[str, Any], worlds: Sequence[int], plans: Sequence[Plan], seconds: float
     ) -> None:
         """A reset of these worlds, all of them in rooms or all at one scene."""
         scene = plans[0].scene
-        together = None if self.env.model.device.type == "cpu" else self.config.batch
+        together = None if self.world.device == "cpu" else self.config.batch
         self.extra = {"job": self.config.job_id.hex(), "threads": self.config.threads, "batch": together}
         self.extra |= {"scene": scene}
-        self.licences = [] if scene is None else _licences(scene, self.env)
+        self.licences = [] if scene is None else _licences(scene, self.world.config)
         identities = [self.config.identity(one.number) for one in plans]
         self.start(info, worlds, seconds, identities)
         for world, identity in zip(worlds, identities):
             self._scores[identity] = Scores(self.config.filters, self._running[world].pose)
             self._returns[identity] = 0.0
 
-    def add(self, info: Mapping[str, Any], actions: Any, seconds: float, measured: Measured) -> None:
-        """A step of all worlds."""
+    def add(
+        self, info: Mapping[str, Any], actions: Any, seconds: float, measured: Measured, batch: int | None = None
+    ) -> None:
+        """A step of all worlds; as `EpisodeLog.step`."""
         for world, one in self._running.items():
             valid, identity = int(info["valid_frames"][world]), one.episode.identity
             self._scores[identity].add(measured, world, info["frames"][world][:valid], info["poses"][world][:valid])
             self._returns[identity] += float(np.sum(info["rewards"][world]))
-        self.step(info, actions, seconds)
+        self.step(info, actions, seconds, batch=batch)
 
     def accept(self, one: RunningEpisode, reason: str) -> bool:
         identity = one.episode.identity
         scores, total = self._scores.pop(identity), self._returns.pop(identity)
         if not reason:
             return False
-        told = scores.result(one.room, self.env.model.config)
+        told = scores.result(one.room, self.world.config)
         rejected = reasons(told, self.config.filters)
         line: Line = {
             "episode": int.from_bytes(identity[8:], "big"),
@@ -69,24 +73,25 @@ class Recorder(EpisodeLog):
             "end": reason,
             "seconds": round(one.seconds, 6),
         }
-        self.record.write(line)
-        self._judged.append(line)
+        self._lines.append(line)
         return bool(line["stored"])
 
     def close(self) -> None:
         super().close()
         self.record.close()
 
+    def judged(self) -> None:
+        self.record.write(self._lines)
+
     def finish(self, over: Mapping[int, str]) -> None:
         super().finish(over)
-        judged, self._judged = self._judged, []
-        for line in judged:
+        told, self._lines = self._lines, []
+        for line in told:
             self.done(line)
 
 
-def _licences(scene: str, env: Any) -> list[str]:
+def _licences(scene: str, world: WorldConfig) -> list[str]:
     from sanawm_env.scene import load_scene
 
-    world = env.model.config
     licence = load_scene(scene, world.height, world.width).licence
     return [] if licence is None else [licence]

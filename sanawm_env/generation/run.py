@@ -13,15 +13,14 @@ from tqdm import tqdm
 from sanawm_env import bundle
 from sanawm_env.datasets.atomic import appearing
 from sanawm_env.datasets.layout import METADATA
-from sanawm_env.datasets.lock import WriterLock
 from sanawm_env.datasets.union import merge
-from sanawm_env.datasets.writer import LOCK
 from sanawm_env.errors import ConfigError, StorageError
 from sanawm_env.generation import local
 from sanawm_env.generation.config import Generate
-from sanawm_env.generation.record import STORE, Line, adopt, finished, tidy
+from sanawm_env.generation.record import STORE, Line, adopt, finished, settled, tidy
 from sanawm_env.generation.summary import report, write_summary
-from sanawm_env.generation.worker import Timing, Worker
+from sanawm_env.generation.worker import Timing, Worker, place_of
+from sanawm_env.generation.writing import count_writers
 from sanawm_env.world import WorldModel
 
 JOB, PARTS = "job.json", "parts"
@@ -32,8 +31,8 @@ def generate(config: Generate, *, model: WorldModel | None = None) -> dict[str, 
 
     config.out gets episodes.zarr (the store), episodes.jsonl (the record, a line an episode), job.json, summary.json
     and summary.png. Called again, it goes on: no episode is made twice, none is left out. Workers of their own
-    processes write stores of their own below `parts`, which are merged at the end. model: takes the place of the one
-    that the config names, for one worker in this process.
+    processes, and the processes that write for one, have stores of their own below `parts`, which are merged at the
+    end. model: takes the place of the one that the config names, for one worker in this process.
 
     ConfigError: the folder holds another job, or a value does not fit the world. StorageError: it cannot be written.
     WorkerError: a worker was lost; what it had finished is kept.
@@ -70,7 +69,9 @@ def _launch(
     def done(line: Line) -> None:
         progress(1)
 
-    with Worker(config, config.out, device=devices[0], model=model, done=done) as worker:
+    where = place_of(config, devices[0], model)
+    folder = local.part(config.out / PARTS, 0) if count_writers(config, where) else config.out
+    with Worker(config, folder, device=devices[0], model=model, done=done) as worker:
         return [worker.run(missing)]
 
 
@@ -105,8 +106,7 @@ def _gather(config: Generate) -> None:
     parts = sorted((config.out / PARTS).glob("*")) if (config.out / PARTS).is_dir() else []
     stores = [part / STORE for part in parts if (part / STORE / METADATA).exists()]
     for store in (*stores, config.out / STORE):
-        if (store / METADATA).exists():  # a worker that outlived its job would still write
-            WriterLock(store / LOCK).release()
+        settled(store)
     for part in parts:
         adopt(config.out, part, finished(config.out, config.job_id))
     if stores:
@@ -116,7 +116,7 @@ def _gather(config: Generate) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            merge(stores, config.out / STORE, resume=True, progress=progress)
+            merge(stores, config.out / STORE, resume=True, spend=True, durable=config.durable, progress=progress)
     if parts:
         shutil.rmtree(config.out / PARTS)
     tidy(config.out, config.job_id)

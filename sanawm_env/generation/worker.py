@@ -6,7 +6,7 @@ import contextlib
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -17,25 +17,24 @@ import torch
 
 from sanawm_env import bundle
 from sanawm_env.errors import ConfigError
-from sanawm_env.generation.background import Background
 from sanawm_env.generation.config import Generate
 from sanawm_env.generation.explorers import Explorer, action_mode, make_explorer
-from sanawm_env.generation.filters import measure
 from sanawm_env.generation.plan import Plan, plan
-from sanawm_env.generation.record import Line
-from sanawm_env.generation.recorder import Recorder
+from sanawm_env.generation.writing import Done, Writing, count_writers, make_writing
 from sanawm_env.placement import find_device
 from sanawm_env.vector_env import SanaWMVectorEnv
 from sanawm_env.world import WorldModel
+from sanawm_env.wrappers.recorded import recorded
 
 Timing = dict[str, float]
 PLANNERS = 2  # processes that draw paths ahead for one GPU
 
 
 class Worker:
-    """Makes episodes of a job. A context manager; its end closes the folder's store.
+    """Makes episodes of a job. A context manager; its end closes the store.
 
-    folder: of its store and record, which it alone writes. device: takes the place of the config's. done: called with
+    folder: of its store and record, which it alone writes; its writers, where it has some, have folders of their own
+    beside it (`record.folders_of`). device: takes the place of the config's. done: called with
     the record's line of each episode, from another thread.
     """
 
@@ -46,16 +45,20 @@ class Worker:
         *,
         device: str | None = None,
         model: WorldModel | None = None,
-        done: Callable[[Line], object] = lambda line: None,
+        done: Done = lambda line: None,
     ) -> None:
-        self.config, self.folder, self.done = config, folder, done
-        self.prompts: Any = None
+        self.config = config
+        where = place_of(config, device, model)
         # Their processes start while the model is read.
-        self._planner = _planner(config, device, model)
-        if model is None:
-            model, self.prompts = open_model(config, device)
-        self.model = model
-        self._recorder: Recorder | None = None
+        self._planner = _planner(config, where)
+        self._writing: Writing = make_writing(config, folder, count_writers(config, where), done)
+        try:
+            opened = open_model(config, device) if model is None else (model, None)
+            self.model: WorldModel = opened[0]
+            self.prompts: Any = opened[1]
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -67,40 +70,40 @@ class Worker:
 
     def close(self) -> None:
         """Closes the store; an episode that is not over leaves nothing."""
-        if self._recorder is not None:
-            self._recorder.close()
+        self._writing.close()
         if self._planner is not None:
             self._planner.shutdown(cancel_futures=True)
 
     def run(self, numbers: Sequence[int]) -> Timing:
         """Makes these episodes, and returns once they are stored.
 
-        Seconds: of all ("wall"), in `world.step` ("step"), in `world.initial` ("start"), drawing paths or waiting for
-        them ("paths"), waiting for what is written ("waiting").
+        Seconds, from when its processes are up: of all ("wall"), in `world.step` ("step"), in `world.initial`
+        ("start"), drawing paths or waiting for them ("paths"), waiting for what is written ("waiting").
         """
         plans = [plan(self.config, number) for number in numbers]
         with threads(self.model.device, self.config.threads):
-            began = time.perf_counter()
             # On a GPU the size of a batch decides how the decoder rounds, so there it never changes.
             fixed = self.model.device.type != "cpu"
             worlds = self.config.batch if fixed else min(self.config.batch, len(numbers))
             env = self._make(worlds, action_mode(self.config))
             explorer = make_explorer(self.config, env, self._planner)
+            self._writing.open(recorded(env))
+            began = time.perf_counter()
             explorer.expect(plans)
-            if self._recorder is None:
-                self._recorder = Recorder(env, self.folder, self.config, self.done)
-            with Background(self.config.queue) as writing:
-                batch = Batch(env, explorer, self._recorder, writing, fixed=fixed)
+            batch = Batch(env, explorer, self._writing, fixed=fixed)
+            with self._writing.run(worlds):
                 batch.run(deque(plans))
-        wall = time.perf_counter() - began
-        return {"wall": wall, **batch.spent, "waiting": writing.waited, "episodes": float(len(numbers))}
+        wall, waited = time.perf_counter() - began, self._writing.waited
+        return {"wall": wall, **batch.spent, "waiting": waited, "episodes": float(len(numbers))}
 
     def _make(self, worlds: int, action_mode: str) -> SanaWMVectorEnv:
         config = self.config
         return SanaWMVectorEnv(
             worlds,
             self.model,
-            frames="all",
+            # Writers get the frames from the device, and paths need no observation: neither is waited for.
+            frames="none",
+            arrays="torch" if config.policy is None else "numpy",
             task=config.task,
             horizon=config.frames,
             action_map=config.action_map,
@@ -115,11 +118,9 @@ class Batch:
     """Worlds that step together, each in an episode of its own. fixed: keeps worlds that nothing waits for. spent:
     seconds in the model."""
 
-    def __init__(
-        self, env: SanaWMVectorEnv, explorer: Explorer, recorder: Recorder, writing: Background, *, fixed: bool
-    ) -> None:
+    def __init__(self, env: SanaWMVectorEnv, explorer: Explorer, writing: Writing, *, fixed: bool) -> None:
         self.fixed = fixed
-        self.env, self.explorer, self.recorder, self.writing = env, explorer, recorder, writing
+        self.env, self.explorer, self.writing = env, explorer, writing
         self.spent: Timing = {"step": 0.0, "start": 0.0, "paths": 0.0, "frames": 0.0}
         self._observation: Any = None
 
@@ -163,7 +164,9 @@ class Batch:
         self._observation, info = self.env.reset(seed=seeds, options=options)
         timing = self.env.last_timing
         self.spent["start"] += timing["model_seconds"]
-        self.writing.submit(self.recorder.begin_planned, info, list(slots), list(plans), timing["reset_seconds"])
+        frames, _ = self.env.last_output
+        assert frames is not None
+        self.writing.begin(info, slots, plans, timing["reset_seconds"], frames)
 
     def _drop(self, free: Set[int]) -> None:
         """Goes on without slots that nothing waits for."""
@@ -171,23 +174,28 @@ class Batch:
         self.env = self.env.select(kept)
         self.explorer.select(kept)
         self._observation = self.env.observe()[0]
-        self.writing.submit(self.recorder.select, kept)
+        self.writing.select(kept)
 
     def _step(self) -> np.ndarray:
         """One step of all worlds; which of them are over [B]."""
         actions = self.explorer.act(self._observation, self.env.num_envs)
         self._observation, _, terminated, truncated, info = self.env.step(actions)
-        timing, measured = self.env.last_timing, measure(*self.env.last_output)
+        timing, (frames, latents) = self.env.last_timing, self.env.last_output
+        assert frames is not None and latents is not None
         self.spent["step"] += timing["model_seconds"]
         self.spent["frames"] += float(np.sum(info["valid_frames"]))
-        self.writing.submit(self.recorder.add, info, actions, timing["step_seconds"], measured)
+        self.writing.step(info, actions, timing["step_seconds"], frames, latents)
         over: np.ndarray = terminated | truncated
         return over
 
 
-def _planner(config: Generate, device: str | None, model: WorldModel | None) -> ProcessPoolExecutor | None:
+def place_of(config: Generate, device: str | None, model: WorldModel | None) -> torch.device:
+    """Where a worker's worlds compute; device, model: as of `Worker`."""
+    return find_device(config.device if device is None else device) if model is None else model.device
+
+
+def _planner(config: Generate, where: torch.device) -> ProcessPoolExecutor | None:
     """Processes that draw paths ahead for a GPU; on a CPU the worlds need every core themselves."""
-    where = find_device(config.device if device is None else device) if model is None else model.device
     if where.type == "cpu" or config.policy is not None:
         return None
     # spawn: a forked child of a process that uses CUDA cannot be trusted.

@@ -14,6 +14,7 @@ from sanawm_env.errors import ConfigError
 from sanawm_env.evaluation.pictures import sharpness
 from sanawm_env.wrappers.indicators import fidelity, pose_distance
 from sanawm_env.wrappers.memory_probe import MemoryProbe
+from sanawm_env.wrappers.recorded import recorded
 from sanawm_env.wrappers.rerun_recording import INFO, WARN, Event, Recording, Rollout
 from sanawm_env.wrappers.rollouts import ROW_PLOTS, SECONDS, TIMING, picture_plots, row_plots
 from sanawm_env.wrappers.rows import end_reason, given_actions, start_rows, step_rows, truth_rows, used_actions
@@ -68,7 +69,7 @@ class LoggedWorld:
 
     def step(self, step: Step) -> None:
         """A step, also one after the end of the episode."""
-        used = used_actions(self.env, step.action[None], self.pose[None])[0]
+        used = used_actions(recorded(self.env), step.action[None], self.pose[None])[0]
         rows = step_rows(step.info, used, self.intrinsics, step.seconds)
         commanded = self._command(step.action)
         self.pose = rows["poses"][-1]
@@ -114,7 +115,7 @@ class LoggedWorld:
 
     def _command(self, action: np.ndarray) -> np.ndarray:
         """Where the actions lead as they were given, beyond their limits too: [F, 4, 4]."""
-        given = given_actions(self.env, action[None], self.commanded)
+        given = given_actions(recorded(self.env), action[None], self.commanded)
         poses, self.motion = self.env.action_map.rollout(self.commanded, self.motion, given, self.env.fps)
         self.commanded = poses[:, -1]
         return poses[0]

@@ -11,11 +11,14 @@ import numpy as np
 
 from sanawm_env import __version__
 from sanawm_env.datasets.provenance import Provenance, StoreInfo
-from sanawm_env.env import Worlds
 from sanawm_env.errors import ConfigError
+from sanawm_env.wrappers.recorded import Recorded
 
 ALL_FRAMES = "info has not all frames, which a store keeps; build the environment with frames='all'."
 Rows = dict[str, np.ndarray]
+# What is read of `info` here, frames and latents apart.
+START_FACTS = ("poses", "intrinsics", "seed", "room", "intrinsics_source", "calibrated")
+STEP_FACTS = ("poses", "rewards", "end_index", "valid_frames", "termination_reason", "truncation_reason")
 
 
 def start_rows(info: Mapping[str, Any], world: int | None = None) -> Rows:
@@ -70,51 +73,50 @@ def end_reason(info: Mapping[str, Any], world: int | None = None) -> str:
     return str(told["termination_reason"] or told["truncation_reason"])
 
 
-def used_actions(env: Worlds, given: Any, poses: np.ndarray) -> np.ndarray:
+def used_actions(world: Recorded, given: Any, poses: np.ndarray) -> np.ndarray:
     """Actions of every frame within their limits, float32 [B, F, A].
 
     given: as the environment took them, with a row a world. poses: [B, 4, 4], where each world was before the step.
     """
-    rows = _of_each(env, given, len(poses))
-    inside, _ = env.action_map.limit(rows)
-    return _held(env, inside, poses).astype(np.float32)
+    rows = _of_each(world, given, len(poses))
+    inside, _ = world.action_map.limit(rows)
+    return _held(world, inside, poses).astype(np.float32)
 
 
-def given_actions(env: Worlds, given: Any, poses: np.ndarray) -> np.ndarray:
+def given_actions(world: Recorded, given: Any, poses: np.ndarray) -> np.ndarray:
     """Actions of every frame as they were given, beyond their limits too, float64 [B, F, A]; as `used_actions`."""
-    return _held(env, _of_each(env, given, len(poses)), poses)
+    return _held(world, _of_each(world, given, len(poses)), poses)
 
 
-def store_info(env: Worlds, *, picture_codec: str = "jpeg", picture_quality: int = 95) -> StoreInfo:
+def store_info(world: Recorded, *, picture_codec: str = "jpeg", picture_quality: int = 95) -> StoreInfo:
     """What a store of this environment's episodes says of all of them."""
     return StoreInfo(
-        fps=env.fps,
-        frames_per_step=env.frames_per_step,
-        action_columns=tuple(env.action_map.columns),
-        action_units=tuple(env.action_map.units),
+        fps=world.fps,
+        frames_per_step=world.frames_per_step,
+        action_columns=tuple(world.action_map.columns),
+        action_units=tuple(world.action_map.units),
         picture_codec=picture_codec,
         picture_quality=picture_quality,
     )
 
 
 def provenance(
-    env: Worlds, info: Mapping[str, Any], *, licences: Sequence[str] = (), extra: Mapping[str, Any] | None = None
+    world: Recorded, info: Mapping[str, Any], *, licences: Sequence[str] = (), extra: Mapping[str, Any] | None = None
 ) -> Provenance:
     """Where an episode comes from. info: of its reset, of one world. licences: of its picture, beside the weights'."""
-    model = env.model
     return Provenance(
-        bundle=model.config.name,
-        bundle_sha256=model.fingerprint,
-        variant=model.config.variant,
-        refiner=model.refiner is not None,
-        precision={"torch.bfloat16": "bf16", "torch.float32": "fp32"}.get(str(model.dtype), str(model.dtype)),
-        action_map=repr(env.action_map),
-        task=repr(env.task),
+        bundle=world.config.name,
+        bundle_sha256=world.fingerprint,
+        variant=world.config.variant,
+        refiner=world.refiner,
+        precision=world.precision,
+        action_map=repr(world.action_map),
+        task=world.task,
         intrinsics_source=str(info["intrinsics_source"]),
-        units_per_metre=model.config.units_per_metre if info["calibrated"] else None,
+        units_per_metre=world.config.units_per_metre if info["calibrated"] else None,
         package_version=__version__,
         package_commit=package_commit(),
-        licences=tuple(filter(None, (model.licence, *licences))),
+        licences=tuple(filter(None, (world.licence, *licences))),
         extra=dict(extra or {}),
     )
 
@@ -137,13 +139,13 @@ def truth_rows(room: int, poses: np.ndarray, intrinsics: np.ndarray, size: tuple
     }
 
 
-def _of_each(env: Worlds, given: Any, count: int) -> np.ndarray:
-    return np.asarray(env.action_map.read(given), np.float64).reshape(count, -1, env.action_map.size)
+def _of_each(world: Recorded, given: Any, count: int) -> np.ndarray:
+    return np.asarray(world.action_map.read(given), np.float64).reshape(count, -1, world.action_map.size)
 
 
-def _held(env: Worlds, rows: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    frames = env.frames_per_step
-    return rows if rows.shape[1] == frames else env.action_map.hold(poses, rows[:, 0], frames)
+def _held(world: Recorded, rows: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    frames = world.frames_per_step
+    return rows if rows.shape[1] == frames else world.action_map.hold(poses, rows[:, 0], frames)
 
 
 @functools.cache  # a process asks git once, not at every reset

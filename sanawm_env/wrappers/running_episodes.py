@@ -69,6 +69,9 @@ class RunningEpisodes:
         """Whether an episode that is over is kept; every one is, unless a subclass has another opinion."""
         return True
 
+    def judged(self) -> None:
+        """Called when `accept` has been asked of all episodes that are over, before the kept ones are committed."""
+
     def finish(self, over: Mapping[int, str]) -> None:
         """Commits the episodes of these worlds together, each with the reason of its end; those without a step are
         dropped."""
@@ -79,5 +82,6 @@ class RunningEpisodes:
                 finished.append(Finished(episode=one.episode, reason=reason, seconds=one.seconds))
             elif one is not None:
                 one.episode.abort()
+        self.judged()
         if finished:
             self.writer.commit(finished)

@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 
 from sanawm_env.errors import LifecycleError
+from sanawm_env.wrappers.recorded import recorded
 from sanawm_env.wrappers.rows import Rows, start_rows, step_rows, used_actions
 
 
@@ -36,7 +37,7 @@ class EpisodeTape(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordC
         observation, reward, terminated, truncated, info = self.env.step(action)
         world: Any = self.env.unwrapped
         before = self._steps[-1]["poses"][-1] if self._steps else self._start["start_poses"]
-        actions = used_actions(world, np.asarray(action)[None], before[None])[0]
+        actions = used_actions(recorded(world), np.asarray(action)[None], before[None])[0]
         seconds = world.last_timing["step_seconds"]
         self._steps.append(step_rows(info, actions, self._start["start_intrinsics"], seconds))
         return observation, reward, terminated, truncated, info

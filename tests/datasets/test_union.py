@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import pytest
 from tests.datasets.made_up import INFO, add, as_stored, episode, number, same
 
 from sanawm_env.datasets import schema
+from sanawm_env.datasets import union as joining
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.datasets.union import Union, merge
 from sanawm_env.datasets.verify import verify
@@ -15,6 +19,11 @@ from sanawm_env.datasets.writer import EpisodeWriter
 from sanawm_env.errors import StorageError
 
 SEEDS = ([0, 1, 2], [10, 11], [], [20, 21, 22, 23])
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "TOGETHER", 4)
 
 
 @pytest.fixture
@@ -49,7 +58,7 @@ def test_a_merge_holds_the_same_episodes_in_the_same_bytes(stores: list[Path], t
     seen: list[tuple[int, int]] = []
     assert merge(stores, tmp_path / "all.zarr", progress=lambda done, total: seen.append((done, total))) == 9
     merged, union = EpisodeStore(tmp_path / "all.zarr"), Union(stores)
-    assert seen == [(k + 1, 9) for k in range(9)]
+    assert seen == [(4, 9), (8, 9), (9, 9)]
     assert verify(tmp_path / "all.zarr").problems == ()
     for index in range(9):
         assert merged.describe(index) == union.describe(index)
@@ -57,6 +66,29 @@ def test_a_merge_holds_the_same_episodes_in_the_same_bytes(stores: list[Path], t
         assert encoded(merged, index) == encoded(union, index)
     with EpisodeWriter(tmp_path / "all.zarr") as writer:
         assert add(writer, 30, truth=True) == 9 and number(21) in writer
+
+
+def test_files_of_stores_that_are_given_up_are_not_copied(stores: list[Path], tmp_path: Path) -> None:
+    merge(stores, tmp_path / "copied.zarr")
+    merge(stores, tmp_path / "linked.zarr", spend=True)
+    for path in stores:
+        shutil.rmtree(path)
+    copied, linked = EpisodeStore(tmp_path / "copied.zarr"), EpisodeStore(tmp_path / "linked.zarr")
+    assert not verify(tmp_path / "linked.zarr").problems
+    for index in range(9):
+        assert linked.describe(index) == copied.describe(index) and encoded(linked, index) == encoded(copied, index)
+
+
+def test_where_links_cannot_be_made_files_are_copied(
+    stores: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "another device")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert merge(stores, tmp_path / "all.zarr", spend=True) == 9
+    assert not verify(tmp_path / "all.zarr").problems
+    assert (stores[0] / "data/frames/c.0.0.0.0").stat().st_nlink == 1
 
 
 def test_a_merge_goes_on_where_it_was_cut_off(stores: list[Path], tmp_path: Path) -> None:

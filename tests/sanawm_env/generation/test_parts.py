@@ -65,12 +65,12 @@ def test_poses_are_told_from_the_pictures() -> None:
 
 def test_half_a_line_of_the_record_is_dropped(tmp_path: Path) -> None:
     with Record(tmp_path) as record:
-        record.write({"episode": 3, "stored": False})
+        record.write([{"episode": 3, "stored": False}])
     with (tmp_path / RECORD).open("ab") as file:
         file.write(b'{"episode": 4, "sto')
     assert [line["episode"] for line in lines(tmp_path)] == [3]
     with Record(tmp_path) as record:
-        record.write({"episode": 5, "stored": True})
+        record.write([{"episode": 5, "stored": True}])
     assert [line["episode"] for line in lines(tmp_path)] == [3, 5]
     assert finished(tmp_path, b"01234567").keys() == {3}, "an episode that is not in the store is not finished"
 

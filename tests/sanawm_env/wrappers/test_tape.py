@@ -10,6 +10,7 @@ from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.datasets.writer import EpisodeWriter
 from sanawm_env.errors import ConfigError, LifecycleError
 from sanawm_env.world import WorldModel
+from sanawm_env.wrappers.recorded import recorded
 from sanawm_env.wrappers.rows import store_info
 from sanawm_env.wrappers.tape import EpisodeTape
 
@@ -66,7 +67,7 @@ def test_what_was_taped_can_be_stored(tiny_model: WorldModel, tmp_path: Path) ->
     tape = taped(tiny_model)
     tape.reset(seed=0)
     tape.step(np.zeros(2, np.float32))
-    with EpisodeWriter(tmp_path / "a.zarr", store_info(tape.unwrapped)) as writer:  # type: ignore[arg-type]
+    with EpisodeWriter(tmp_path / "a.zarr", store_info(recorded(tape.unwrapped))) as writer:
         writer.add(tape.arrays(), seed=0)
     np.testing.assert_array_equal(EpisodeStore(tmp_path / "a.zarr")[0]["poses"], tape.arrays()["poses"])
 
