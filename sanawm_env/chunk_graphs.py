@@ -72,7 +72,8 @@ def record(program: Program, beside: Replay | None = None, stream: torch.cuda.St
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     pool = beside.pool() if isinstance(beside, torch.cuda.CUDAGraph) else None
-    with torch.cuda.graph(graph, pool=pool, stream=stream):
+    # Of this thread alone: another one may be waiting for an event meanwhile, as that which hands steps to writers.
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         program()
     return graph
 

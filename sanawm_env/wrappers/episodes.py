@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,11 +121,11 @@ class EpisodeLog(RunningEpisodes):
             self.append(world, self._kept(rows), seconds / (batch or len(info["poses"])))
         self.finish({world: reason for world in running if (reason := end_reason(info, world))})
 
-    def keep_state(self, content: bytes) -> None:
-        """Keeps a saved state of the only world beside its episode; LifecycleError when none is running."""
+    def keep_state(self, take: Callable[[], bytes]) -> None:
+        """Keeps the state that `take` gives of the only world beside its episode; LifecycleError when none runs."""
         if 0 not in self._running:
             raise LifecycleError("no episode is being stored; call reset(), and keep states before the episode ends.")
-        self._running[0].episode.keep_state(content)
+        self._running[0].episode.keep_state(take())
 
     def _kept(self, rows: Rows) -> Rows:
         return {key: values for key, values in rows.items() if key not in self.dropped}
@@ -165,7 +165,7 @@ class StoreEpisodes(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Recor
         """Stores the world as it is after the steps so far: `EpisodeStore.states` gives it back to
         `Snapshot.from_bytes`, and `set_state` goes on from there. LifecycleError when no episode is running."""
         world: Any = self.unwrapped
-        self.log.keep_state(world.get_state().to_bytes())
+        self.log.keep_state(lambda: world.get_state().to_bytes())
 
     def close(self) -> None:
         """Commits the running episode, closes store and environment."""
