@@ -6,6 +6,8 @@ import os
 
 # Before torch is imported: tests have tiny shapes, and several threads only make them slower and less repeatable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before mujoco is imported, by whichever test or library comes first: without a screen it draws with EGL.
+os.environ.setdefault("MUJOCO_GL", "egl")
 
 import random
 from collections.abc import Callable, Iterator

@@ -13,8 +13,7 @@ DRAW = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>
 
 
 def needs_mujoco() -> None:
-    """Skips a test where MuJoCo is missing or has nothing to draw with; without a screen it draws with EGL."""
-    os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported
+    """Skips a test where MuJoCo is missing or has nothing to draw with."""
     pytest.importorskip("mujoco", reason="the extra `mujoco` is not installed")
     if problem := _problem():
         pytest.skip(f"MuJoCo cannot draw here with MUJOCO_GL={os.environ['MUJOCO_GL']}: {problem}")
