@@ -206,8 +206,13 @@ class SoftmaxAttention(SelfAttention):
                 sink = {f"sink_{name}": x[:, first] for name, x in still.items()}
         reader = WindowReader(self.config, geometry.position, chunks, keys, sink, memory, kept)
         scale = {"head": self.config.head_dim**-0.5, "pad128": (-(-self.config.head_dim // 128) * 128) ** -0.5}
-        main = reader.attend(queries["q"], "k", "v", scale[self.config.switches.scale_main])
-        camera = reader.attend(queries["qe"], "ke", "ve", scale[self.config.switches.scale_camera])
+        scales = [scale[name] for name in (self.config.switches.scale_main, self.config.switches.scale_camera)]
+        if scales[0] == scales[1]:
+            both = torch.cat([queries["q"], queries["qe"]], dim=3)
+            main, camera = reader.attend(both, ("k", "ke"), ("v", "ve"), scales[0]).chunk(2, dim=3)
+        else:
+            main = reader.attend(queries["q"], ("k",), ("v",), scales[0])
+            camera = reader.attend(queries["qe"], ("ke",), ("ve",), scales[1])
         return main, geometry.rays.output(camera), reader.after() if collect else {}
 
     def _keys(

@@ -16,6 +16,7 @@ from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.embeddings import RotaryFrequencies
 
 NAMES = ("k", "v", "ke", "ve")
+Names = tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,30 +41,40 @@ class WindowReader:
         window = self.config.window_chunks
         return None if window is None else window - 1
 
-    def attend(self, q: Tensor, key: str, value: str, scale: float) -> Tensor:
-        """Attention of each chunk's queries q [B, T, S, N, D] over its window; returns the same shape."""
+    def attend(self, q: Tensor, keys: Names, values: Names, scale: float) -> Tensor:
+        """Attention of each chunk's queries q [B, T, S, N, D] over its window; returns the same shape. keys, values:
+        of one branch, or of several whose heads follow one another in q: more heads in one call fill a GPU better.
+        """
         if not self.chunks.opening:
-            return self._continue(q, key, value, scale)
-        parts = [self._group(q, key, value, scale, group) for group in self._groups()]
+            return self._continue(q, keys, values, scale)
+        parts = [self._group(q, keys, values, scale, group) for group in self._groups()]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def _continue(self, q: Tensor, key: str, value: str, scale: float) -> Tensor:
-        tokens, heads, width = q.shape[2:]
-        k, v = self._laid_out(key), self._laid_out(value)
-        own = self.chunks.frames + self.sink[f"sink_{key}"].shape[1]
+    def _continue(self, q: Tensor, keys: Names, values: Names, scale: float) -> Tensor:
+        tokens = q.shape[2]
+        k, v = self._laid_out(keys), self._laid_out(values)
+        own = self.chunks.frames + self.sink[f"sink_{keys[0]}"].shape[1]
         lengths = tuple((own + filled * self.config.chunk_latents) * tokens for filled in self.chunks.filled)
         out = window_attention(q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), lengths, scale)
-        return out.unflatten(1, (-1, tokens)).reshape(*q.shape[:2], tokens, heads, width)
+        return out.unflatten(1, (-1, tokens)).reshape(q.shape)
 
-    def _laid_out(self, name: str) -> Tensor:
-        """[current | sink | previous], [B, frames, S, N, D]."""
-        own = self.keys[name]
-        if name in self.kept:
-            self.kept[name][:, : own.shape[1]] = own
-        else:
-            sink = self._turned(name, self.sink[f"sink_{name}"], self.position[:, 0])
-            self.kept[name] = torch.cat([own, sink, self.memory[f"previous_{name}"]], dim=1)
-        return self.kept[name]
+    def _laid_out(self, names: Names) -> Tensor:
+        """[current | sink | previous] of the branches, their heads one after another, [B, frames, S, N, D]."""
+        label, own = "+".join(names), self.keys[names[0]]
+        sink, previous = (self.sink[f"sink_{names[0]}"], self.memory[f"previous_{names[0]}"])
+        known = label in self.kept
+        if not known:
+            frames = own.shape[1] + sink.shape[1] + previous.shape[1]
+            self.kept[label] = own.new_empty(
+                own.shape[0], frames, own.shape[2], len(names) * own.shape[3], own.shape[4]
+            )
+        for part, name in zip(self.kept[label].chunk(len(names), dim=3), names, strict=True):
+            current, first, rest = part.split([own.shape[1], sink.shape[1], previous.shape[1]], dim=1)
+            current.copy_(self.keys[name])
+            if not known:
+                first.copy_(self._turned(name, self.sink[f"sink_{name}"], self.position[:, 0]))
+                rest.copy_(self.memory[f"previous_{name}"])
+        return self.kept[label]
 
     def _groups(self) -> list[list[int]]:
         """Runs of chunks of this call with equally many queries and keys: each run is one attention call."""
@@ -81,14 +92,14 @@ class WindowReader:
     def _previous_frames(self, chunk: int) -> list[int]:
         return [frame for index in previous_chunks(chunk, self._slots) for frame in self.chunks.frames_of(index)]
 
-    def _group(self, q: Tensor, key: str, value: str, scale: float, group: list[int]) -> Tensor:
+    def _group(self, q: Tensor, keys: Names, values: Names, scale: float, group: list[int]) -> Tensor:
         begin, end = self.chunks.starts[group[0]], self.chunks.ends[group[-1]]
         count = len(group)
 
         def folded(x: Tensor) -> Tensor:
             return x.unflatten(1, (count, -1)).flatten(0, 1).flatten(1, 2)
 
-        k, v = (self._window(name, group, begin, end) for name in (key, value))
+        k, v = (torch.cat([self._window(name, group, begin, end) for name in names], dim=2) for names in (keys, values))
         lengths = (k.shape[1],) * k.shape[0]
         out = window_attention(folded(q[:, begin:end]), k, v, lengths, scale)
         return out.reshape(q.shape[0], end - begin, *q.shape[2:])
