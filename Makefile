@@ -7,6 +7,7 @@ FRAMES ?= 128
 STEPS ?= 4
 DEVICE ?= cpu
 ARGS ?=
+WORKERS ?= 2
 SOURCES := sanawm_env policies datasets kernels configs examples tests
 
 .PHONY: help setup demo lint format types test test-gpu bench train-rooms eval examples clean
@@ -15,7 +16,7 @@ help:
 	@echo "setup     a virtual environment in $(VENV) with the package and its tools"
 	@echo "demo      step the shipped world along a tour; writes outputs/demo   (FRAMES=$(FRAMES) DEVICE=$(DEVICE))"
 	@echo "lint      ruff: rules and format             format    let ruff rewrite the files"
-	@echo "types     mypy                               test      all tests that need no GPU"
+	@echo "types     mypy                               test      all tests that need no GPU (WORKERS=$(WORKERS) processes)"
 	@echo "test-gpu  the tests marked gpu               bench     frames a second, latency, memory (DEVICE=$(DEVICE))"
 	@echo "eval      fidelity on held-out scenes        examples  every example with STEPS=$(STEPS)"
 	@echo "train-rooms  autoencoder, then denoiser, then the bundle (ARGS='minutes=6 ...'); CUDA if there is one"
@@ -47,7 +48,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
