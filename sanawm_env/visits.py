@@ -45,7 +45,7 @@ def together(
 ) -> tuple[WorldState, StepOutput]:
     """What `advance(worlds, rows)` makes of each group of rows on the device, in the order of the batch; it lies where
     the batch does."""
-    if len(groups) == 1 and state.device == device:
+    if len(groups) == 1 and state.device.type == device.type:
         # By index it would wait for the device, to which indices are copied.
         return advance(state, slice(None))
     ferry = _Ferry(state, device)
@@ -64,7 +64,8 @@ class _Ferry:
 
     def __init__(self, batch: WorldState, device: torch.device) -> None:
         self.batch, self.device = batch, device
-        self.afar = batch.device != device
+        # By kind alone: a device may be named with its number or without.
+        self.afar = batch.device.type != device.type
         if self.afar:
             self.coming, self.leaving = torch.cuda.Stream(device), torch.cuda.Stream(device)
         self.made: dict[str, Tensor] = {}
