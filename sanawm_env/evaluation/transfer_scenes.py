@@ -25,9 +25,9 @@ class TransferScenes:
     on were looked at to find so many. shortest: metres of the shortest free way to within the task's reach, for each
     scene; 0 where there is none on the grid."""
 
-    seeds: tuple[int, ...]
+    seeds: list[int]
     looked_at: int
-    shortest: tuple[float, ...]
+    shortest: list[float]
 
 
 def find_scenes(config: WorldConfig, task: GoTo, count: int, device: torch.device) -> TransferScenes:
@@ -48,7 +48,7 @@ def find_scenes(config: WorldConfig, task: GoTo, count: int, device: torch.devic
                 shortest.append(shortest_way(situation.plan, situation.pose[:3, 3], place, radius, task))
             if len(seeds) == count:
                 looked_at = some[row] + 1 - FIRST_SEED
-                return TransferScenes(seeds=tuple(seeds), looked_at=looked_at, shortest=tuple(shortest))
+                return TransferScenes(seeds=seeds, looked_at=looked_at, shortest=shortest)
     raise ConfigError(f"only {len(seeds)} held-out scenes show their goal, asked for are {count}; ask for fewer.")
 
 
