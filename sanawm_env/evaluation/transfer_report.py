@@ -12,7 +12,7 @@ from sanawm_env.evaluation.transfer import Results
 from sanawm_env.evaluation.transfer_figures import Figure, Pair, Ran, agreement, correlation, pairs, ratios
 
 _COLOURS = {"pictures": "#1f6fb4", "floor plan": "#2f8f4e", "goal": "#d9822b", "nothing": "#777777"}
-_MARKERS = "osD^v<>pPXhH*d8"
+_MARKERS = "osD^v<>pPX*dH1+x"
 PAGE = """# Transfer: does what works in the dream work in the truth?
 
 Made by `sanawm eval transfer report=true` from what `sanawm eval transfer` wrote. Each policy drives to a goal (task
