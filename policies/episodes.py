@@ -13,6 +13,7 @@ from sanawm_env.policies.base import Policy
 from sanawm_env.spaces import check_policy
 
 Perturb = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+_NOISE = 11  # purpose of the numbers drawn here among those of a seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,20 @@ def run_episodes(
     if not seeds:
         raise ConfigError("seeds is empty, allowed are one or more; pass those of the episodes to run.")
     yield from _Runs(env, policy, list(seeds), perturb, watcher).run()
+
+
+def action_noise(space: Any, deviation: Any) -> Perturb | None:
+    """Adds normal noise to actions [B, A], for the length of a step and within a Box; each row's is a function of its
+    seed and step. deviation: one, or one a column; None is returned where all are 0."""
+    spread = np.broadcast_to(np.asarray(deviation, np.float64), space.shape)
+
+    def perturb(actions: np.ndarray, seeds: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        generators = [np.random.default_rng([max(seed, 0), step, _NOISE]) for seed, step in zip(seeds, steps)]
+        drawn = np.array([generator.normal(size=space.shape) for generator in generators])
+        noisy: np.ndarray = np.clip(actions + drawn * spread, space.low, space.high).astype(np.float32)
+        return noisy
+
+    return perturb if spread.any() else None
 
 
 class _Runs:

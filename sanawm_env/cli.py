@@ -86,6 +86,8 @@ def parser() -> argparse.ArgumentParser:
     parity = _command(evaluate, "precision-parity", _eval_parity, "what a low precision costs, chunk by chunk")
     _flags(parity, precision=str, layers=str, scenes=int, chunks=int, seed=int, device=str, bundle=str)
     parity.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    transfer = _command(evaluate, "transfer", _eval_transfer, "policies in the dream and in the truth")
+    _flags(transfer, scenes=int, batch=int, device=str, bundle=str, out=str)
     bench = _subjects(commands, "bench", "speed and memory")
     rooms = _command(bench, "rooms", _bench_rooms, "frames/s, latency and memory of the Rooms world")
     _flags(rooms, device=str, bundle=str, chunks=int, out=str)
@@ -199,6 +201,12 @@ def _eval_parity(options: argparse.Namespace) -> None:
     print(json.dumps(report) if options.json else parity_summary(report))
     if not report["passed"]:
         sys.exit(1)
+
+
+def _eval_transfer(options: argparse.Namespace) -> None:
+    from sanawm_env.evaluation.transfer import EvalTransfer, command
+
+    print(command(_build(EvalTransfer, "eval_transfer", options)))
 
 
 def _bench_rooms(options: argparse.Namespace) -> None:

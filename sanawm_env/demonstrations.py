@@ -21,14 +21,12 @@ from sanawm_env.config import from_mapping, parse_overrides
 from sanawm_env.datasets.layout import METADATA
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.errors import ConfigError, SanaWMError
-from sanawm_env.policies.episodes import run_episodes
+from sanawm_env.policies.episodes import action_noise, run_episodes
 from sanawm_env.policies.expert import Expert, ExpertConfig, Ways
 from sanawm_env.truth import RoomsTruthVectorEnv
 from sanawm_env.vector_env import SanaWMVectorEnv
 from sanawm_env.wrappers.episodes import EpisodeLog, recordable
 from sanawm_env.wrappers.running_episodes import RunningEpisode
-
-_NOISE = 11  # purpose of the numbers drawn here among those of a seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +83,9 @@ def collect(config: Collect, env: SanaWMVectorEnv | None = None) -> dict[str, An
         expert = Expert(env, config.expert)
         log = DemonstrationLog(env, expert, config)
         try:
-            ran = run_episodes(env, expert, seeds, perturb=_noise(config, env), watcher=log)
+            ran = run_episodes(
+                env, expert, seeds, perturb=action_noise(env.single_action_space, config.noise), watcher=log
+            )
             for one in tqdm(ran, total=len(seeds), unit="episode", desc="collect", disable=None):
                 done[one.seed] = one.reason
         finally:
@@ -139,18 +139,6 @@ def _done(config: Collect, env: SanaWMVectorEnv | None) -> dict[int, str]:
             )
     last = config.first_seed + config.episodes
     return {told["seed"]: told["reason"] for told in known if config.first_seed <= told["seed"] < last}
-
-
-def _noise(config: Collect, env: SanaWMVectorEnv) -> Any:
-    """Adds noise to actions [B, 2], each row's a function of its seed and step."""
-    low, high = env.single_action_space.low, env.single_action_space.high  # type: ignore[attr-defined]
-
-    def perturb(actions: np.ndarray, seeds: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        drawn = [np.random.default_rng([max(seed, 0), step, _NOISE]).normal(size=2) for seed, step in zip(seeds, steps)]
-        noisy: np.ndarray = np.clip(actions + np.array(drawn) * config.noise, low, high).astype(np.float32)
-        return noisy
-
-    return perturb if any(config.noise) else None
 
 
 def main(arguments: list[str]) -> int:

@@ -33,6 +33,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.demo import DemoConfig
     from sanawm_env.demonstrations import Collect
     from sanawm_env.evaluation.parity import EvalPrecisionParity
+    from sanawm_env.evaluation.transfer import EvalTransfer
     from sanawm_env.generation.config import Generate
     from sanawm_env.policies.cloning_train import CloningTraining
     from sanawm_env.quantise import Quantize
@@ -55,6 +56,7 @@ def config_classes() -> dict[str, type]:
         "quantize": Quantize,
         "generate": Generate,
         "eval_precision_parity": EvalPrecisionParity,
+        "eval_transfer": EvalTransfer,
         "bench_sana_wm": BenchSanaWM,
         "bench_report": Report,
         "bench_store": BenchStore,
@@ -78,7 +80,8 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("demo", "teleop", "eval_rooms", "eval_precision_parity", "generate", "collect", "train_cloning"),
+        *("demo", "teleop", "eval_rooms", "eval_precision_parity", "eval_transfer"),
+        *("generate", "collect", "train_cloning"),
         *("bench_futures", "bench_kernels", "bench_logging", "bench_report", "bench_rooms"),
         *("bench_sana_wm", "bench_store", "bench_training", "train_ppo"),
     ],
