@@ -10,6 +10,7 @@ from typing import Any
 
 from sanawm_env.benchmarks.counts import Work, counted
 from sanawm_env.benchmarks.goals import GOALS, Goal, Lines
+from sanawm_env.benchmarks.sana_wm import real_time_factors
 from sanawm_env.datasets.atomic import appearing
 from sanawm_env.errors import ConfigError, StorageError
 
@@ -58,13 +59,17 @@ def run(config: Report) -> Path:
 
 
 def newest(files: Sequence[Path]) -> Lines:
-    """The last line of each kind, by benchmark and, where there are several, precision or device."""
+    """What was measured last, by benchmark and, where there are several, precision or device.
+
+    Of one whose rows have names, rows that its last line lacks are those of lines before. sources: where each row comes
+    from, in words.
+    """
     lines: dict[str, dict[str, Any]] = {}
     for file in files:
         try:
             for text in file.read_text(encoding="utf-8").splitlines():
                 told = json.loads(text)
-                lines[_kind(told)] = told
+                lines[_kind(told)] = _joined(lines.get(_kind(told), {}), told)
         except (OSError, UnicodeDecodeError) as error:
             raise StorageError(f"{file} cannot be read: {error}; run the benchmarks, they write it.") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -79,7 +84,8 @@ def page(lines: Lines, picture: str) -> str:
     rows = [_row(goal, goal.measured(lines)) for goal in GOALS]
     head = ("what", "best public, shipped / compiled", "floor", "goal", "measured", "")
     table = "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
-    sources = "\n".join(f"- {_source(kind, told)}" for kind, told in sorted(lines.items()))
+    known = sorted({(kind, source) for kind, told in lines.items() for source in told["sources"].values()})
+    sources = "\n".join(f"- `{kind}`: {source}" for kind, source in known)
     return PAGE.format(
         table=table, picture=picture, sources=sources, peak=f"{PEAK / 1e12:.0f}", bandwidth=f"{BANDWIDTH / 1e12:.1f}"
     )
@@ -93,12 +99,28 @@ def _row(goal: Goal, value: float | None) -> tuple[str, ...]:
     return goal.what, goal.public, floor, target, f"{value:.4g} {goal.unit}", "met" if goal.reached(value) else "missed"
 
 
-def _source(kind: str, told: Mapping[str, Any]) -> str:
+def _joined(before: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    rows, source = told.get("rows"), _source(told)
+    if not isinstance(rows, Mapping):
+        return {**told, "sources": {"": source}}
+    rows = {**before.get("rows", {}), **rows}
+    sources = {**before.get("sources", {}), **dict.fromkeys(told["rows"], source)}
+    return {**told, "rows": rows, "sources": sources, "real_time_factor": real_time_factors(rows)}
+
+
+def _source(told: Mapping[str, Any]) -> str:
     device = told.get("gpu") or f"{told.get('cpu')}, {told.get('threads')} threads"
     captured = _captured(told)
     steps = "" if captured is None else "steps replayed from CUDA graphs" if captured else "eager"
-    facts = (told.get("time"), f"commit {str(told.get('commit'))[:12]}", device, f"torch {told.get('torch')}", steps)
-    return f"`{kind}`: " + ", ".join(str(fact) for fact in facts if fact)
+    commit = str(told.get("commit"))  # with a plus behind it where files had changed since
+    facts = (
+        told.get("time"),
+        f"commit {commit[:12]}{'+' * commit.endswith('+')}",
+        device,
+        f"torch {told.get('torch')}",
+        steps,
+    )
+    return ", ".join(str(fact) for fact in facts if fact)
 
 
 def _captured(told: Mapping[str, Any]) -> bool | None:

@@ -35,7 +35,7 @@ MEASURE: dict[Part, Callable[[Bench], None]] = {
 
 @torch.no_grad()
 def run(config: BenchSanaWM, progress: Callable[[str], None] = lambda line: print(line, flush=True)) -> dict[str, Any]:
-    """Measures the parts that the config asks for, appends one JSON line to `config.out` and returns it.
+    """Measures the parts that the config asks for, and returns what it found; each part is a JSON line in `config.out`.
 
     `progress` gets one line of text a measurement, as it comes. What failed stands under `failed`.
     """
@@ -46,23 +46,23 @@ def run(config: BenchSanaWM, progress: Callable[[str], None] = lambda line: prin
             "machine with a GPU, or size=tiny to try the benchmark out."
         )
     bench = Bench(config, device, progress)
-    for name in PARTS:
-        if name in config.parts:
-            bench.part(name, MEASURE[name])
-        else:
-            progress(f"{name}: skipped, parts does not name it")
-    report = {
+    told = {
         "benchmark": "sana_wm",
         **machine(device),
         "dtype": str(bench.dtype).removeprefix("torch."),
         "settings": json.loads(json.dumps(asdict(config), default=str)),
-        "rows": bench.rows,
-        "real_time_factor": real_time_factors(bench.rows),
         "skipped": [name for name in PARTS if name not in config.parts],
-        "failed": bench.failed,
     }
-    append_line(config.out, report)
-    return report
+    for name in PARTS:
+        if name not in config.parts:
+            progress(f"{name}: skipped, parts does not name it")
+            continue
+        rows, failed = len(bench.rows), len(bench.failed)
+        bench.part(name, MEASURE[name])
+        # As soon as it is there: a run that is cut off has measured all the same.
+        new = dict(list(bench.rows.items())[rows:])
+        append_line(config.out, told | {"rows": new, "failed": bench.failed[failed:]})
+    return told | {"rows": bench.rows, "real_time_factor": real_time_factors(bench.rows), "failed": bench.failed}
 
 
 def real_time_factors(rows: dict[str, dict[str, Any]]) -> dict[str, float]:

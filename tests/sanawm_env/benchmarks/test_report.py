@@ -48,6 +48,13 @@ def test_the_last_line_of_a_kind_counts(tmp_path: Path) -> None:
     assert "| stage 1, one denoising step | 139 / 73 | 19 ms | <= 32 ms | 31.5 ms | met |" in text
     assert "| GDN scan, T = 3, state in and out | 224 | 12 us | <= 50 us | 49 us | met |" in text
     assert "| refiner, one block (3 steps and capture) | 830 / 670 | 431 ms | <= 520 ms | not measured |  |" in text
+    refined = {"refiner.block": {"ms": {"p50": 500.0}}}
+    with first.open("a") as file:
+        file.write(json.dumps(line(0.0, rows=refined, commit="d" * 40)) + "\n")
+    text = page(newest([second, first]), "picture.png")
+    assert "| 31.5 ms | met |" not in text and "| 50 ms | missed |" in text and "| 500 ms | met |" in text
+    assert "commit dddddddddddd" in text and "commit cccccccccccc" in text
+    text = page(newest([first, second]), "picture.png")
     assert "`sana_wm bfloat16`: then, commit cccccccccccc, a card, torch 2, steps replayed from CUDA graphs" in text
 
 
