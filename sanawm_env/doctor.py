@@ -238,13 +238,14 @@ def _verdict(row: Mapping[str, Any], free: int | None, host: int | None) -> dict
 
 
 def _speeds(path: Path) -> dict[str, Any] | None:
-    """Seconds a chunk of the newest line of `sanawm bench sana-wm` at full size, and on what they were measured; None
-    where there is no such line.
+    """Newest seconds a chunk that `sanawm bench sana-wm` has measured at full size, and on what; None where there are
+    none. All are of the machine that was measured last: a run leaves a line a part.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return None
+    found: dict[str, Any] | None = None
     for line in reversed(lines):
         try:
             told = json.loads(line)
@@ -255,9 +256,11 @@ def _speeds(path: Path) -> dict[str, Any] | None:
             seconds = {name: float(median) / 1000 for name, median in medians.items()}
         except (ValueError, KeyError, TypeError):
             continue
-        if seconds:
-            return {"rows": seconds} | {name: told.get(name) for name in ("dtype", "gpu", "cpu", "time", "commit")}
-    return None
+        if seconds and found is None:
+            found = {"rows": seconds} | {name: told.get(name) for name in ("dtype", "gpu", "cpu", "time", "commit")}
+        elif found is not None and all(told.get(name) == found[name] for name in ("dtype", "gpu", "cpu")):
+            found["rows"] = seconds | found["rows"]
+    return found
 
 
 def _licences() -> list[tuple[str, str]]:

@@ -252,6 +252,12 @@ def test_speeds_are_of_the_newest_line_at_full_size(tmp_path: Path) -> None:
     assert told is not None and told["time"] == "at 500"
     assert told["rows"] == {"distilled.decoded": 0.5, "refiner.block": 0.7}
     assert next(iter(doctor._speed_rows(told)))[:2] == ("0.500", "distilled.decoded")
+    # A run leaves a line a part; those of another machine are not mixed in.
+    part = {"rows": {"refiner.block": {"ms": {"p50": 600.0}}}, "settings": {"size": "full"}, "dtype": "bfloat16"}
+    table.write_text(line("full", 500.0) + json.dumps(part | {"gpu": "a card", "cpu": "x"}) + "\n")
+    assert doctor._speeds(table)["rows"] == {"distilled.decoded": 0.5, "refiner.block": 0.6}
+    table.write_text(line("full", 500.0) + json.dumps(part | {"gpu": "another", "cpu": "x"}) + "\n")
+    assert doctor._speeds(table)["rows"] == {"refiner.block": 0.6}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"rows": 3}', '{"settings": {"size": "full"}, "rows": {}}'])
