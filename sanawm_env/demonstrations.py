@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from sanawm_env.config import from_mapping, parse_overrides
 from sanawm_env.datasets.layout import METADATA
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.errors import ConfigError, SanaWMError
+from sanawm_env.placement import host_threads
 from sanawm_env.policies.episodes import action_noise, run_episodes
 from sanawm_env.policies.expert import Expert, ExpertConfig, Ways
 from sanawm_env.truth import RoomsTruthVectorEnv
@@ -82,12 +84,12 @@ def collect(config: Collect, env: SanaWMVectorEnv | None = None) -> dict[str, An
         env = make_env(config, min(config.batch, len(seeds))) if env is None else env
         expert = Expert(env, config.expert)
         log = DemonstrationLog(env, expert, config)
+        noise = action_noise(env.single_action_space, config.noise)
         try:
-            ran = run_episodes(
-                env, expert, seeds, perturb=action_noise(env.single_action_space, config.noise), watcher=log
-            )
-            for one in tqdm(ran, total=len(seeds), unit="episode", desc="collect", disable=None):
-                done[one.seed] = one.reason
+            with host_threads(env.model.device, torch.get_num_threads()):
+                ran = run_episodes(env, expert, seeds, perturb=noise, watcher=log)
+                for one in tqdm(ran, total=len(seeds), unit="episode", desc="collect", disable=None):
+                    done[one.seed] = one.reason
         finally:
             log.close()
     return {"episodes": len(done), "collected": len(seeds), **Counter(done.values()), "store": str(config.out)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -144,3 +146,16 @@ def find_captured(captured: bool | None, device: torch.device, offload: Offload 
     if captured and obstacle:
         raise BackendError(f"captured is True, but {obstacle}; use captured=False, or None for the best there is.")
     return not obstacle if captured is None else captured
+
+
+@contextlib.contextmanager
+def host_threads(device: torch.device, count: int) -> Iterator[None]:
+    """On a CPU, torch computes with so many threads: they decide how sums are rounded. What is left to the CPU beside a
+    GPU is too little to share.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count if device.type == "cpu" else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -18,8 +18,8 @@ from sanawm_env.datasets.codec import picture_codec
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.env_config import EnvConfig
 from sanawm_env.errors import BundleError, ConfigError, StorageError
-from sanawm_env.generation.worker import threads
 from sanawm_env.learned import LearnedEpisodes
+from sanawm_env.placement import host_threads
 from sanawm_env.start import ResetOptions
 from sanawm_env.world import WorldModel
 from sanawm_env.wrappers.rows import digests
@@ -77,7 +77,7 @@ def replay(
         name, fingerprint, precision, count, size = key[:5]
         model = _model(bundle if bundle is not None else name, fingerprint, precision, device)
         for first in range(0, len(members), size):
-            with threads(model.device, count or torch.get_num_threads()):
+            with host_threads(model.device, count or torch.get_num_threads()):
                 results += _again(store, members[first : first + size], size, model, prompts)
             progress(len(results), len(wanted))
     return sorted(results, key=lambda one: wanted.index(one.episode))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +20,7 @@ from sanawm_env.generation.config import Generate
 from sanawm_env.generation.explorers import Explorer, action_mode, make_explorer
 from sanawm_env.generation.plan import Plan, plan
 from sanawm_env.generation.writing import Done, Writing, count_writers, make_writing
-from sanawm_env.placement import find_device
+from sanawm_env.placement import find_device, host_threads
 from sanawm_env.vector_env import SanaWMVectorEnv
 from sanawm_env.world import WorldModel
 from sanawm_env.wrappers.recorded import recorded
@@ -81,7 +80,7 @@ class Worker:
         ("start"), drawing paths or waiting for them ("paths"), waiting for what is written ("waiting").
         """
         plans = [plan(self.config, number) for number in numbers]
-        with threads(self.model.device, self.config.threads):
+        with host_threads(self.model.device, self.config.threads):
             # On a GPU the size of a batch decides how the decoder rounds, so there it never changes.
             fixed = self.model.device.type != "cpu"
             worlds = self.config.batch if fixed else min(self.config.batch, len(numbers))
@@ -218,15 +217,3 @@ def open_model(config: Generate, device: str | None = None) -> tuple[WorldModel,
             f"bundle {config.bundle!r} reads text; name its release under sana_wm (sana_wm.open_sana_wm)."
         )
     return model, prompts
-
-
-@contextlib.contextmanager
-def threads(device: torch.device, count: int) -> Iterator[None]:
-    """On a CPU, torch computes with so many threads: they decide how sums are rounded. What is left to the CPU beside a
-    GPU is too little to share."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count if device.type == "cpu" else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

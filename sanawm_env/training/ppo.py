@@ -16,6 +16,7 @@ from typing import Any, Literal
 from sanawm_env.config import from_mapping, parse_overrides
 from sanawm_env.env_config import is_count
 from sanawm_env.errors import ConfigError, SanaWMError
+from sanawm_env.placement import host_threads
 from sanawm_env.policies.goal_network import NetworkConfig
 from sanawm_env.running import SEEDS
 from sanawm_env.vector_env import SanaWMVectorEnv
@@ -110,6 +111,8 @@ def run(config: PpoTraining, progress: Callable[[str], None] = print) -> dict[st
     `progress` gets a line of text every `log_seconds`. Interrupted, what was saved last stays. MissingExtraError
     without the extra `rl`.
     """
+    import torch
+
     # stable-baselines3 is loaded only by whoever trains.
     from sanawm_env.training.ppo_learner import Learner
 
@@ -119,7 +122,8 @@ def run(config: PpoTraining, progress: Callable[[str], None] = print) -> dict[st
         )
     env = make_worlds(config)
     try:
-        return Learner(config, env, progress).learn()
+        with host_threads(env.model.device, torch.get_num_threads()):
+            return Learner(config, env, progress).learn()
     finally:
         env.close()
 
