@@ -60,6 +60,8 @@ class WindowReader:
 
     def _laid_out(self, names: Names) -> Tensor:
         """[current | sink | previous] of the branches, their heads one after another, [B, frames, S, N, D]."""
+        if torch.is_grad_enabled():
+            return torch.cat([torch.cat([self.keys[name], *self._past(name)], dim=1) for name in names], dim=3)
         label, own = "+".join(names), self.keys[names[0]]
         sink, previous = (self.sink[f"sink_{names[0]}"], self.memory[f"previous_{names[0]}"])
         known = label in self.kept
@@ -72,9 +74,13 @@ class WindowReader:
             current, first, rest = part.split([own.shape[1], sink.shape[1], previous.shape[1]], dim=1)
             current.copy_(self.keys[name])
             if not known:
-                first.copy_(self._turned(name, self.sink[f"sink_{name}"], self.position[:, 0]))
-                rest.copy_(self.memory[f"previous_{name}"])
+                for place, past in zip((first, rest), self._past(name), strict=True):
+                    place.copy_(past)
         return self.kept[label]
+
+    def _past(self, name: str) -> tuple[Tensor, Tensor]:
+        """The sink, as the chunk at hand sees it, and the previous frames."""
+        return self._turned(name, self.sink[f"sink_{name}"], self.position[:, 0]), self.memory[f"previous_{name}"]
 
     def _groups(self) -> list[list[int]]:
         """Runs of chunks of this call with equally many queries and keys: each run is one attention call."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -123,9 +124,8 @@ def test_writers_end_with_their_parent(how: signal.Signals, tiny_bundle: Path, t
     (tmp_path / "command.py").write_text(script)
     out = tmp_path / "job"
     told = [sys.executable, str(tmp_path / "command.py"), str(out), str(tiny_bundle)]
-    with subprocess.Popen(
-        told, cwd=Path(__file__).parents[3], stderr=subprocess.DEVNULL, start_new_session=True
-    ) as running:
+    path = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(told, env=path, stderr=subprocess.DEVNULL, start_new_session=True) as running:
         wait_for(out, 4)
         running.send_signal(how)
     before = len(record_lines(out))
