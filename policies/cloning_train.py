@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sanawm_env.config import from_mapping, parse_overrides
-from sanawm_env.errors import ConfigError, SanaWMError
+from sanawm_env.bare import run_bare
+from sanawm_env.config import from_mapping
+from sanawm_env.errors import ConfigError
 from sanawm_env.policies.cloning import ClonedPolicy, check_fits
 from sanawm_env.policies.cloning_augment import Augment, augmented, check_mirror
 from sanawm_env.policies.cloning_data import Demonstrations, read_demonstrations
@@ -258,16 +259,9 @@ def _split(data: Demonstrations, config: CloningTraining) -> tuple[Demonstration
     return data.rows(~mask), data.rows(mask)
 
 
-def main(arguments: list[str]) -> int:
-    """Trains what `key=value` arguments describe and prints the figures as JSON."""
-    began = time.perf_counter()
-    try:
-        figures = train(from_mapping(CloningTraining, parse_overrides(arguments)))
-    except SanaWMError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps({**figures, "wall_seconds": round(time.perf_counter() - began, 1)}))
-    return 0
+def main(arguments: Sequence[str]) -> int:
+    """Trains what `key=value` arguments describe; see `run_bare`."""
+    return run_bare(CloningTraining, train, arguments)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sanawm_env.config import from_mapping, parse_overrides
+from sanawm_env.bare import run_bare
 from sanawm_env.datasets.layout import METADATA
 from sanawm_env.datasets.reader import EpisodeStore
-from sanawm_env.errors import ConfigError, SanaWMError
+from sanawm_env.errors import ConfigError
 from sanawm_env.placement import host_threads
 from sanawm_env.policies.episodes import action_noise, run_episodes
 from sanawm_env.policies.expert import Expert, ExpertConfig, Ways
@@ -143,14 +143,9 @@ def _done(config: Collect, env: SanaWMVectorEnv | None) -> dict[int, str]:
     return {told["seed"]: told["reason"] for told in known if config.first_seed <= told["seed"] < last}
 
 
-def main(arguments: list[str]) -> int:
-    """Collects what `key=value` arguments describe and prints the figures as JSON."""
-    try:
-        print(json.dumps(collect(from_mapping(Collect, parse_overrides(arguments)))))
-    except SanaWMError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(arguments: Sequence[str]) -> int:
+    """Collects what `key=value` arguments describe; see `run_bare`."""
+    return run_bare(Collect, collect, arguments)
 
 
 if __name__ == "__main__":

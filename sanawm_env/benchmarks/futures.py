@@ -6,11 +6,10 @@ On a machine without the command line's packages: `PYTHONPATH=. python3 -m sanaw
 from __future__ import annotations
 
 import gc
-import json
 import math
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from sanawm_env.bare import run_bare
 from sanawm_env.benchmarks.machine import allocated, append_line, machine, peak_memory, reset_peak, synchronise, timed
 from sanawm_env.benchmarks.streaming import check_finite
-from sanawm_env.config import from_mapping, parse_overrides
 from sanawm_env.env import SanaWMEnv
-from sanawm_env.errors import BackendError, ConfigError, SanaWMError
+from sanawm_env.errors import BackendError, ConfigError
 from sanawm_env.placement import Precision
 from sanawm_env.vector_env import SanaWMVectorEnv
 
@@ -171,14 +170,9 @@ def _sentence(row: dict[str, Any]) -> str:
     )
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the benchmark that `key=value` arguments describe and prints its JSON line last."""
-    try:
-        print(json.dumps(run(from_mapping(BenchFutures, parse_overrides(arguments)))))
-    except SanaWMError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(arguments: Sequence[str]) -> int:
+    """Measures what `key=value` arguments describe; see `run_bare`."""
+    return run_bare(BenchFutures, run, arguments)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ On a machine without the command line's packages: `PYTHONPATH=. python3 -m sanaw
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sanawm_env.bare import run_bare
 from sanawm_env.benchmarks.machine import append_line, machine, timed
 from sanawm_env.bundle import find_device
-from sanawm_env.config import from_mapping, parse_overrides
-from sanawm_env.errors import BackendError, ConfigError, SanaWMError
+from sanawm_env.errors import BackendError, ConfigError
 from sanawm_env.kernels import philox
 from sanawm_env.kernels.backend import fused_obstacle
 from sanawm_env.kernels.camera_scan import camera_scan
@@ -217,14 +216,9 @@ def _sentence(row: dict[str, Any]) -> str:
     return f"{subject}: reference {row['reference_us']} us, fused {fused}"
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the benchmark that `key=value` arguments describe and prints its JSON line last."""
-    try:
-        print(json.dumps(run(from_mapping(BenchKernels, parse_overrides(arguments)))))
-    except SanaWMError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(arguments: Sequence[str]) -> int:
+    """Measures what `key=value` arguments describe; see `run_bare`."""
+    return run_bare(BenchKernels, run, arguments)
 
 
 if __name__ == "__main__":

@@ -5,21 +5,20 @@ On a machine without the command line's packages: `PYTHONPATH=. python3 -m sanaw
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from sanawm_env.bare import run_bare
 from sanawm_env.benchmarks.machine import append_line, machine, timed
 from sanawm_env.benchmarks.streaming import batch_tolerance, pictures, relative_difference, stream, turning_path
 from sanawm_env.bundle import load
-from sanawm_env.config import from_mapping, parse_overrides
-from sanawm_env.errors import BackendError, ConfigError, SanaWMError
+from sanawm_env.errors import BackendError, ConfigError
 from sanawm_env.rooms import render, sample_scenes
 from sanawm_env.world import WorldModel, initial, step
 
@@ -131,14 +130,9 @@ def _sentence(row: dict[str, Any]) -> str:
     )
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the benchmark that `key=value` arguments describe and prints its JSON line last."""
-    try:
-        print(json.dumps(run(from_mapping(BenchRooms, parse_overrides(arguments)))))
-    except SanaWMError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(arguments: Sequence[str]) -> int:
+    """Measures what `key=value` arguments describe; see `run_bare`."""
+    return run_bare(BenchRooms, run, arguments)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from sanawm_env.bare import run_bare
 from sanawm_env.benchmarks import ours, peers
 from sanawm_env.benchmarks.machine import append_line, machine
 from sanawm_env.benchmarks.rows import PARTS, Bench, BenchSanaWM, Part
-from sanawm_env.config import from_mapping, parse_overrides
-from sanawm_env.errors import BackendError, SanaWMError
+from sanawm_env.errors import BackendError
 from sanawm_env.placement import find_device
 from sanawm_env.released import FPS
 
@@ -78,17 +78,9 @@ def real_time_factors(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     return factors
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the benchmark that `key=value` arguments describe and prints its JSON line last. Exit status: 0 all went
-    well, 1 a measurement failed, 2 refused.
-    """
-    try:
-        report = run(from_mapping(BenchSanaWM, parse_overrides(arguments)))
-    except SanaWMError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report))
-    return 1 if report["failed"] else 0
+def main(arguments: Sequence[str]) -> int:
+    """Measures what `key=value` arguments describe; see `run_bare`."""
+    return run_bare(BenchSanaWM, run, arguments, failed=lambda report: report["failed"])
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from sanawm_env import bundle
+from sanawm_env.bare import run_bare
 from sanawm_env.benchmarks.machine import append_line, machine
-from sanawm_env.config import from_mapping, parse_overrides
 from sanawm_env.errors import ConfigError
 from sanawm_env.training.denoiser import DenoiserStage, DenoiserTraining
 from sanawm_env.training.ranks import Ranks
@@ -102,9 +102,10 @@ def _train(config: BenchTraining, model: WorldModel, ranks: Ranks, out: Path, *,
     return {"ms": round(1e3 * taken, 2), "tokens_per_second": round(tokens / taken), "losses": losses}
 
 
-def main(arguments: Sequence[str]) -> None:
-    run(from_mapping(BenchTraining, parse_overrides(arguments)))
+def main(arguments: Sequence[str]) -> int:
+    """Measures what `key=value` arguments describe; see `run_bare`."""
+    return run_bare(BenchTraining, run, arguments)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -6,10 +6,9 @@ On a machine without the command line's packages: `PYTHONPATH=. python3 -m sanaw
 from __future__ import annotations
 
 import gc
-import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +16,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from sanawm_env.bare import run_bare
 from sanawm_env.benchmarks.machine import allocated, append_line, machine, percentiles, timed
 from sanawm_env.benchmarks.rooms import check_batch
 from sanawm_env.bundle import load
-from sanawm_env.config import from_mapping, parse_overrides
 from sanawm_env.env import SanaWMEnv
-from sanawm_env.errors import BackendError, ConfigError, SanaWMError
+from sanawm_env.errors import BackendError, ConfigError
 from sanawm_env.placement import Precision
 from sanawm_env.vector_env import SanaWMVectorEnv
 from sanawm_env.world import WorldModel
@@ -150,14 +149,9 @@ def _sentence(what: str, row: dict[str, Any]) -> str:
     return f"{told}, {memory['measured'] / 2**20:.2f} MiB a world (state {memory['nbytes'] / 2**20:.2f})"
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the benchmark that `key=value` arguments describe and prints its JSON line last."""
-    try:
-        print(json.dumps(run(from_mapping(BenchVector, parse_overrides(arguments)))))
-    except SanaWMError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(arguments: Sequence[str]) -> int:
+    """Measures what `key=value` arguments describe; see `run_bare`."""
+    return run_bare(BenchVector, run, arguments)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from sanawm_env.bare import run_bare
 from sanawm_env.benchmarks.machine import machine
 from sanawm_env.bundle import load
-from sanawm_env.config import from_mapping, parse_overrides
 from sanawm_env.datasets.atomic import appearing
-from sanawm_env.errors import ConfigError, SanaWMError, StorageError
+from sanawm_env.errors import ConfigError, StorageError
 from sanawm_env.evaluation.transfer_policies import PolicySpec, Stages, Where, baselines, knows, named
 from sanawm_env.evaluation.transfer_scenes import find_scenes
 from sanawm_env.placement import Precision
@@ -191,14 +191,9 @@ def _columns(episodes: list[Episode]) -> Line:
     }
 
 
-def main(arguments: list[str]) -> int:
-    """Judges what `key=value` arguments describe and prints the table; 2, with the reason, for what cannot be."""
-    try:
-        print(command(from_mapping(EvalTransfer, parse_overrides(arguments))))
-    except SanaWMError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(arguments: Sequence[str]) -> int:
+    """Judges what `key=value` arguments describe; see `run_bare`."""
+    return run_bare(EvalTransfer, command, arguments)
 
 
 def command(config: EvalTransfer) -> str:

@@ -5,17 +5,16 @@ On a machine without the command line's packages: `PYTHONPATH=. python3 -m sanaw
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sanawm_env.config import from_mapping, parse_overrides
+from sanawm_env.bare import run_bare
 from sanawm_env.env_config import is_count
-from sanawm_env.errors import ConfigError, SanaWMError
+from sanawm_env.errors import ConfigError
 from sanawm_env.placement import host_threads
 from sanawm_env.policies.goal_network import NetworkConfig
 from sanawm_env.running import SEEDS
@@ -141,14 +140,9 @@ def rate(config: PpoTraining, share: float) -> float:
     return config.learning.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the training that `key=value` arguments describe and prints its figures as JSON last."""
-    try:
-        print(json.dumps(run(from_mapping(PpoTraining, parse_overrides(arguments)))))
-    except SanaWMError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(arguments: Sequence[str]) -> int:
+    """Trains what `key=value` arguments describe; see `run_bare`."""
+    return run_bare(PpoTraining, run, arguments)
 
 
 if __name__ == "__main__":
