@@ -38,8 +38,7 @@ class ActionMap(abc.ABC):
 
     @property
     def kind(self) -> str:
-        """What an action is: "continuous" (within low .. high), "binary" (keys up or down), "choice" (one whole
-        number)."""
+        """What an action is: "continuous" (within low .. high), "binary" (keys up or down), "choice" (one number)."""
         return "continuous"
 
     @property
@@ -337,8 +336,7 @@ class Pose(ActionMap):
 
 
 def pose_vector(poses: np.ndarray) -> np.ndarray:
-    """[..., 6] position and rotation vector of rigid camera-to-world matrices [..., 4, 4]; raises ActionError if not
-    rigid."""
+    """[..., 6] position and rotation vector of camera-to-world matrices [..., 4, 4]; ActionError if not rigid."""
     poses = real_numbers(poses)
     rotation = poses[..., :3, :3]
     off = np.abs(np.swapaxes(rotation, -1, -2) @ rotation - np.eye(3)).max(initial=0.0)

@@ -123,8 +123,7 @@ class Episodes(abc.ABC):
         slots: Sequence[int] | None = None,
         lines: np.ndarray | None = None,
     ) -> dict[str, Any]:
-        """Starts new episodes, one a seed, in all worlds or in the given slots. Facts for `info` have B rows. lines:
-        see `fresh_rows`; new ones by default."""
+        """Starts new episodes, one a seed, in all worlds or in the slots; facts for `info`. lines: see `fresh_rows`."""
         began = time.perf_counter()
         if options.scene is None and options.image is None:
             options = replace(options, scene=self.config.scene)
