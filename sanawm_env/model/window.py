@@ -48,7 +48,7 @@ class WindowReader:
         if not self.chunks.opening:
             return self._continue(q, keys, values, scale)
         parts = [self._group(q, keys, values, scale, group) for group in self._groups()]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return _joined(parts, dim=1)
 
     def _continue(self, q: Tensor, keys: Names, values: Names, scale: float) -> Tensor:
         tokens = q.shape[2]
@@ -61,7 +61,7 @@ class WindowReader:
     def _laid_out(self, names: Names) -> Tensor:
         """[current | sink | previous] of the branches, their heads one after another, [B, frames, S, N, D]."""
         if torch.is_grad_enabled():
-            return torch.cat([torch.cat([self.keys[name], *self._past(name)], dim=1) for name in names], dim=3)
+            return _joined([torch.cat([self.keys[name], *self._past(name)], dim=1) for name in names], dim=3)
         label, own = "+".join(names), self.keys[names[0]]
         sink, previous = (self.sink[f"sink_{names[0]}"], self.memory[f"previous_{names[0]}"])
         known = label in self.kept
@@ -105,7 +105,7 @@ class WindowReader:
         def folded(x: Tensor) -> Tensor:
             return x.unflatten(1, (count, -1)).flatten(0, 1).flatten(1, 2)
 
-        k, v = (torch.cat([self._window(name, group, begin, end) for name in names], dim=2) for names in (keys, values))
+        k, v = (_joined([self._window(name, group, begin, end) for name in names], dim=2) for names in (keys, values))
         lengths = (k.shape[1],) * k.shape[0]
         out = window_attention(folded(q[:, begin:end]), k, v, lengths, scale)
         return out.reshape(q.shape[0], end - begin, *q.shape[2:])
@@ -169,3 +169,8 @@ class WindowReader:
             empty = keys.new_zeros(keys.shape[0], missing, *keys.shape[2:])
             rows.append(torch.cat([take(keys, frames), empty], dim=1) if frames else empty)
         return torch.stack(rows, dim=1)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """The parts one after another; a single one as it is, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)

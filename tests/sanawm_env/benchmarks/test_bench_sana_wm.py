@@ -62,6 +62,7 @@ def test_everything_is_measured_and_kept(report: dict[str, Any], folder: Path, l
     assert {name: row for part in parts for name, row in part["rows"].items()} == report["rows"]
     assert all(part["commit"] == report["commit"] and part["settings"] == report["settings"] for part in parts)
     assert {"time", "commit", "cpu", "torch", "dtype", "settings"} <= set(report)
+    assert not any(isinstance(value, str) and "/" in value for value in report["settings"].values())
     assert set(report["rows"]) == {
         *(f"distilled.{row}" for row in ("memory", "latents", "decoded", "pipelined", "conditioning")),
         *(f"distilled.{row}" for row in ("denoiser_pass", "commit_pass", "decode")),
