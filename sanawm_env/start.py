@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -52,6 +53,26 @@ class Start:
     scene: Scene | None = None
     geometry: Scenes | None = None
 
+    @classmethod
+    def of_rows(cls, rows: Sequence[tuple[Start, int]]) -> Start:
+        """Worlds of starts in rooms, each named by its start and its row there."""
+        from sanawm_env.rooms.scenes import Scenes
+
+        runs = [list(run) for _, run in itertools.groupby(rows, key=lambda pair: id(pair[0]))]
+        parts = [(run[0][0], [row for _, row in run]) for run in runs]
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([getattr(one, name)[chosen] for one, chosen in parts])
+
+        return cls(
+            images=joined("images"),
+            poses=joined("poses"),
+            intrinsics=joined("intrinsics"),
+            rooms=joined("rooms"),
+            situations=[one.situations[row] for one, row in rows],
+            geometry=Scenes.join([one.geometry.select(chosen) for one, chosen in parts if one.geometry is not None]),
+        )
+
     @property
     def units(self) -> float | None:
         """Model units a metre, as the scene says them."""
@@ -86,6 +107,8 @@ def make_start(
     """The start of len(seeds) worlds, each a function of its own seed and of the options alone; rendered on
     `device`."""
     scene = options.scene
+    if isinstance(scene, Start):
+        return _made_before(scene, options.pose, seeds)
     if isinstance(scene, Mapping):
         scene = read_scene(scene)
     elif isinstance(scene, str | Path):
@@ -95,6 +118,16 @@ def make_start(
     if isinstance(scene, Scene):
         return _from_picture(scene, options.pose, seeds, config)
     return _from_rooms(_room_seeds(scene, seeds), options.pose, seeds, config, device)
+
+
+def _made_before(start: Start, pose: Any, seeds: Sequence[int]) -> Start:
+    known = [one.seed for one in start.situations]
+    if known != list(seeds) or pose is not None:
+        raise SceneError(
+            f"scene is a start of the seeds {known[:4]} ..., with {'a' if pose is not None else 'no'} pose beside it; "
+            f"allowed is one of the seeds that are reset ({list(seeds)[:4]} ...), which has its poses."
+        )
+    return start
 
 
 def _room_seeds(scene: Any, seeds: Sequence[int]) -> list[int]:

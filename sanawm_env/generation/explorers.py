@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sanawm_env.vector_env import SanaWMVectorEnv
 
 Paths = tuple[np.ndarray, np.ndarray]  # start poses [n, 4, 4], actions float32 [n, frames, 6]
-GROUPS_AHEAD = 3
+GROUPS_AHEAD = 3  # one that begins, one whose starts are being made (`starts`), and one more
 
 
 class Explorer(Protocol):
@@ -33,8 +33,11 @@ class Explorer(Protocol):
     def expect(self, plans: Sequence[Plan]) -> None:
         """These episodes will begin, in this order."""
 
-    def begin(self, slots: Sequence[int], plans: Sequence[Plan]) -> np.ndarray | None:
-        """Episodes begin in these slots; where their cameras start [n, 4, 4], None for the world's own choice."""
+    def poses(self, plans: Sequence[Plan]) -> np.ndarray | None:
+        """Where the cameras of these episodes, which have not begun, start [n, 4, 4]; None for the world's choice."""
+
+    def begin(self, slots: Sequence[int], plans: Sequence[Plan]) -> None:
+        """Episodes begin in these slots."""
 
     def act(self, observation: Any, slots: int) -> np.ndarray:
         """Actions float32 of the coming step, with a row a slot; any for a slot in which no episode has begun."""
@@ -104,8 +107,7 @@ class PathExplorer:
         self.group, self.planner = config.batch, planner
         self._started = False
         self._expected: deque[Plan] = deque()
-        self._drawing: deque[tuple[list[Plan], Future[Paths]]] = deque()
-        self._drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # start pose and actions by episode
+        self._drawn: dict[int, tuple[Future[Paths], int]] = {}  # the paths of a group and the row in them, by episode
         self._actions: list[np.ndarray] = []  # [steps, F, A] of each slot
         self._step = np.zeros(0, int)
 
@@ -113,17 +115,21 @@ class PathExplorer:
         self._expected.extend(plans)
         self._draw_ahead()
 
-    def begin(self, slots: Sequence[int], plans: Sequence[Plan]) -> np.ndarray | None:
+    def poses(self, plans: Sequence[Plan]) -> np.ndarray | None:
+        if plans[0].room is None:
+            return None
+        drawn = [self._drawn[one.number] for one in plans]
+        return np.stack([paths.result()[0][row] for paths, row in drawn])
+
+    def begin(self, slots: Sequence[int], plans: Sequence[Plan]) -> None:
         missing = max(slots) + 1 - len(self._actions)
         self._actions += [np.zeros((self.steps, self.frames, self.columns), np.float32)] * missing
         self._step = np.concatenate([self._step, np.zeros(max(missing, 0), int)])
-        starts = []
         for slot, one in zip(slots, plans):
-            start, actions = self._take(one.number)
-            self._actions[slot] = actions.reshape(self.steps, self.frames, -1)[..., : self.columns]
+            paths, row = self._drawn.pop(one.number)
+            self._actions[slot] = paths.result()[1][row].reshape(self.steps, self.frames, -1)[..., : self.columns]
             self._step[slot] = 0
-            starts.append(start)
-        return np.stack(starts) if plans[0].room is not None else None
+        self._draw_ahead()
 
     def act(self, observation: Any, slots: int) -> np.ndarray:
         taken = [own[step % self.steps] for own, step in zip(self._actions, self._step)]
@@ -133,24 +139,19 @@ class PathExplorer:
     def select(self, slots: Sequence[int]) -> None:
         self._actions, self._step = [self._actions[slot] for slot in slots], self._step[list(slots)]
 
-    def _take(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        while number not in self._drawn:
-            plans, future = self._drawing.popleft()
-            self._drawn |= {one.number: own for one, own in zip(plans, zip(*future.result()))}
-            self._draw_ahead()
-        return self._drawn.pop(number)
-
     def _draw_ahead(self) -> None:
-        while self._expected and len(self._drawing) < (1 if self.planner is None else GROUPS_AHEAD):
+        """So that those which begin next, as many as a batch at most, are known or being drawn."""
+        enough = self.group * (1 if self.planner is None else GROUPS_AHEAD)
+        while self._expected and len(self._drawn) < enough:
             plans = [self._expected.popleft() for _ in range(min(self.group, len(self._expected)))]
             task = (plans, self.kinds, self.steps * self.frames, self.fps)
             if self.planner is not None and self._started:
-                self._drawing.append((plans, self.planner.submit(draw_paths, *task)))
-                continue
-            drawn: Future[Paths] = Future()
-            drawn.set_result(draw_paths(*task))
-            self._started = True
-            self._drawing.append((plans, drawn))
+                drawn = self.planner.submit(draw_paths, *task)
+            else:
+                drawn = Future()
+                drawn.set_result(draw_paths(*task))
+                self._started = True
+            self._drawn |= {one.number: (drawn, row) for row, one in enumerate(plans)}
 
 
 class PolicyExplorer:
@@ -167,11 +168,13 @@ class PolicyExplorer:
     def expect(self, plans: Sequence[Plan]) -> None:
         return None
 
-    def begin(self, slots: Sequence[int], plans: Sequence[Plan]) -> np.ndarray | None:
+    def poses(self, plans: Sequence[Plan]) -> None:
+        return None
+
+    def begin(self, slots: Sequence[int], plans: Sequence[Plan]) -> None:
         rows = self._rows[list(slots)]
         self._begun[rows] = True
         self._room[rows] = [-1 if one.room is None else one.room for one in plans]
-        return None
 
     def act(self, observation: Any, slots: int) -> np.ndarray:
         if self._begun.any():

@@ -31,8 +31,8 @@ def report(config: Generate, lines: Mapping[int, Line], timings: Sequence[Timing
     """Counts over the whole job, and the times of this run, as plain JSON.
 
     seconds: "wall" of the run; of its workers, summed: "work" since model and processes were up, "step" in world.step,
-    "start" in world.initial, on "paths", "waiting" for what is written. outside_model: the share of "work" in neither
-    of the two.
+    "start" in world.initial, on "paths" and rooms, "waiting" for what is written. outside_model: the share of "work" in
+    neither of the first two.
     """
     told = list(lines.values())
     stored = [line for line in told if line["stored"]]

@@ -6,7 +6,8 @@ import multiprocessing
 import time
 from collections import deque
 from collections.abc import Sequence, Set
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,8 +20,10 @@ from sanawm_env.errors import ConfigError
 from sanawm_env.generation.config import Generate
 from sanawm_env.generation.explorers import Explorer, action_mode, make_explorer
 from sanawm_env.generation.plan import Plan, plan
+from sanawm_env.generation.starts import Starts
 from sanawm_env.generation.writing import Done, Writing, count_writers, make_writing
 from sanawm_env.placement import find_device, host_threads
+from sanawm_env.start import ResetOptions, Start, make_start
 from sanawm_env.vector_env import SanaWMVectorEnv
 from sanawm_env.world import WorldModel
 from sanawm_env.wrappers.recorded import recorded
@@ -77,7 +80,7 @@ class Worker:
         """Makes these episodes, and returns once they are stored.
 
         Seconds, from when its processes are up: of all ("wall"), in `world.step` ("step"), in `world.initial`
-        ("start"), drawing paths or waiting for them ("paths"), waiting for what is written ("waiting").
+        ("start"), on paths and rooms or waiting for them ("paths"), waiting for what is written ("waiting").
         """
         plans = [plan(self.config, number) for number in numbers]
         with host_threads(self.model.device, self.config.threads):
@@ -86,12 +89,13 @@ class Worker:
             worlds = self.config.batch if fixed else min(self.config.batch, len(numbers))
             env = self._make(worlds, action_mode(self.config))
             explorer = make_explorer(self.config, env, self._planner)
-            self._writing.open(recorded(env))
-            began = time.perf_counter()
-            explorer.expect(plans)
-            batch = Batch(env, explorer, self._writing, fixed=fixed)
-            with self._writing.run(worlds):
-                batch.run(deque(plans))
+            # Rooms are furnished and rendered for a GPU beside its steps; on a CPU the worlds need every core.
+            with ThreadPoolExecutor(1, "starts") if fixed else nullcontext() as ahead:
+                batch = Batch(env, explorer, self._writing, plans, fixed=fixed, ahead=ahead)
+                self._writing.open(recorded(env))
+                began = time.perf_counter()
+                with self._writing.run(worlds):
+                    batch.run()
         wall, waited = time.perf_counter() - began, self._writing.waited
         return {"wall": wall, **batch.spent, "waiting": waited, "episodes": float(len(numbers))}
 
@@ -114,18 +118,32 @@ class Worker:
 
 
 class Batch:
-    """Worlds that step together, each in an episode of its own. fixed: keeps worlds that nothing waits for. spent:
-    seconds in the model."""
+    """Worlds that step together, each in an episode of its own. plans: of all episodes. fixed: keeps worlds that
+    nothing waits for. ahead: makes starts in rooms before they are needed (`starts.Starts`). spent: seconds in the
+    model."""
 
-    def __init__(self, env: SanaWMVectorEnv, explorer: Explorer, writing: Writing, *, fixed: bool) -> None:
+    def __init__(
+        self,
+        env: SanaWMVectorEnv,
+        explorer: Explorer,
+        writing: Writing,
+        plans: Sequence[Plan],
+        *,
+        fixed: bool,
+        ahead: Executor | None,
+    ) -> None:
         self.fixed = fixed
+        self._waiting = deque(plans)
+        self._starts = Starts(self._start, env.num_envs, ahead)
         self.env, self.explorer, self.writing = env, explorer, writing
         self.spent: Timing = {"step": 0.0, "start": 0.0, "paths": 0.0, "frames": 0.0}
         self._observation: Any = None
+        explorer.expect(plans)
+        self._starts.expect([one for one in plans if one.room is not None])
 
-    def run(self, waiting: deque[Plan]) -> None:
+    def run(self) -> None:
         """Steps until no episode is running and none is waiting; a slot that is free takes the next one."""
-        free = set(range(self.env.num_envs))
+        free, waiting = set(range(self.env.num_envs)), self._waiting
         while waiting or len(free) < self.env.num_envs:
             slots = sorted(free)[: len(waiting)]
             self._begin(slots, [waiting.popleft() for _ in slots], whole=len(free) == self.env.num_envs)
@@ -149,14 +167,9 @@ class Batch:
         own = dict(zip(slots, plans))
         members = [own.get(slot, plans[0]) for slot in range(self.env.num_envs) if first or mask[slot]]
         began = time.perf_counter()
-        poses = self.explorer.begin(slots, plans)
+        options: dict[str, Any] = {"scene": plans[0].scene if plans[0].room is None else self._starts.take(members)}
+        self.explorer.begin(slots, plans)
         self.spent["paths"] += time.perf_counter() - began
-        options: dict[str, Any] = {"scene": plans[0].scene}
-        if plans[0].room is not None:
-            options["scene"] = [one.room for one in members]
-        if poses is not None:
-            where = dict(zip(slots, poses))
-            options["pose"] = np.stack([where.get(slot, poses[0]) for slot in range(len(mask)) if first or mask[slot]])
         if not first:
             options["reset_mask"] = mask
         seeds = [own[slot].seed if slot in own else plans[0].seed if first else None for slot in range(len(mask))]
@@ -166,6 +179,12 @@ class Batch:
         frames, _ = self.env.last_output
         assert frames is not None
         self.writing.begin(info, slots, plans, timing["reset_seconds"], frames)
+
+    def _start(self, plans: Sequence[Plan]) -> Start:
+        """Of episodes in rooms; what decides it is known before they begin, and it is made in any thread."""
+        options = ResetOptions(scene=[one.room for one in plans], pose=self.explorer.poses(plans))
+        model = self.env.model
+        return make_start(options, [one.seed for one in plans], model.config, model.device)
 
     def _drop(self, free: Set[int]) -> None:
         """Goes on without slots that nothing waits for."""

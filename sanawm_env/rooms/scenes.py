@@ -80,6 +80,11 @@ class Scenes:
             index = index.to(self.device)
         return self._map(lambda tensor: tensor[index])
 
+    @classmethod
+    def join(cls, parts: Sequence[Scenes]) -> Scenes:
+        """The rooms of all parts, which lie on one device."""
+        return cls(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)})
+
     def write(self, slots: Sequence[int], other: Scenes) -> Scenes:
         """These rooms with those of `other` in the place of some."""
         index = torch.as_tensor(list(slots), device=self.device)
