@@ -73,7 +73,8 @@ class Generate:
     out: folder. batch: worlds at a time on a device. workers: processes; None is one a GPU, one on a CPU. writers:
     processes that write what a worker steps, each into a store of its own; 0 is a thread of the worker, None is 0 on a
     CPU and up to 4 beside a GPU. queue: steps that may wait to be written. keep_rejected: stores
-    what the filters reject too. truth: also stores what the ray-caster shows. durable: of `EpisodeWriter`.
+    what the filters reject too. keep: of a step, its frames, or the latents that they were decoded from, or both, as
+    `EpisodeLog` does. truth: also stores what the ray-caster shows. durable: of `EpisodeWriter`.
 
     What is not in `HOW` decides the episodes and stays as it is while a job goes on. On a GPU `batch` decides how the
     decoder rounds besides: latents do not depend on it, pixels do by a grey level or two.
@@ -98,6 +99,7 @@ class Generate:
     action_mode: str = "hold"
     filters: Filters = field(default_factory=Filters)
     keep_rejected: bool = False
+    keep: Literal["frames", "latents", "both"] = "frames"
     truth: bool = False
     picture_codec: str = "jpeg"
     picture_quality: int = 95

@@ -24,7 +24,8 @@ class Recorder(EpisodeLog):
 
     def __init__(self, world: Recorded, folder: Path, config: Generate, done: Callable[[Line], object]) -> None:
         codec = {"picture_codec": config.picture_codec, "picture_quality": config.picture_quality}
-        super().__init__(world, folder / STORE, truth=config.truth, codec=codec, durable=config.durable)
+        kept = {"keep": config.keep, "truth": config.truth, "durable": config.durable}
+        super().__init__(world, folder / STORE, codec=codec, **kept)
         self.config, self.done = config, done
         self.record = Record(folder, durable=config.durable)
         self._scores: dict[bytes, Scores] = {}

@@ -134,7 +134,8 @@ def histogram(name: str, values: Sequence[float], limit: float | None = None) ->
 
 
 def contact_sheet(path: Path) -> Image.Image:
-    """A row an episode, its first picture on the left and its last on the right, for episodes spread over a store."""
+    """A row an episode, its first picture on the left and its last on the right, for episodes spread over a store; the
+    first alone where latents are kept in place of frames."""
     store = EpisodeStore(path) if (path / METADATA).exists() else None
     if store is None or not len(store):
         return _words("no episode is stored")
@@ -143,11 +144,10 @@ def contact_sheet(path: Path) -> Image.Image:
 
 
 def _strip(store: EpisodeStore, index: int) -> Image.Image:
-    arrays = {key: store.arrays[key] for key in ("start_frames", "frames", "valid")}
-    rows = store.rows("frames", index)
+    arrays, rows = store.arrays, store.rows("valid", index)
     count = int(np.count_nonzero(arrays["valid"][rows]))
-    chosen = _spread(count + 1, SHEET_COLUMNS)
-    height = round(CELL * arrays["frames"].shape[1] / arrays["frames"].shape[2])
+    chosen = _spread(count + 1 if "frames" in arrays else 1, SHEET_COLUMNS)
+    height = round(CELL * arrays["start_frames"].shape[1] / arrays["start_frames"].shape[2])
     strip = Image.new("RGB", (SHEET_COLUMNS * (CELL + 2), LINE + height), BACKGROUND)
     told = store.describe(index)
     number = int.from_bytes(bytes.fromhex(told["id"])[8:], "big")

@@ -112,6 +112,7 @@ class Worker:
             action_map=config.action_map,
             action_options=config.action_options,
             action_mode=action_mode,
+            latents=config.keep != "frames",
             observation=config.observation,
             prompts=self.prompts,
         )
@@ -178,7 +179,7 @@ class Batch:
         self.spent["start"] += timing["model_seconds"]
         frames, _ = self.env.last_output
         assert frames is not None
-        self.writing.begin(info, slots, plans, timing["reset_seconds"], frames)
+        self.writing.begin(_on_host(info), slots, plans, timing["reset_seconds"], frames)
 
     def _start(self, plans: Sequence[Plan]) -> Start:
         """Of episodes in rooms; what decides it is known before they begin, and it is made in any thread."""
@@ -202,9 +203,15 @@ class Batch:
         assert frames is not None and latents is not None
         self.spent["step"] += timing["model_seconds"]
         self.spent["frames"] += float(np.sum(info["valid_frames"]))
-        self.writing.step(info, actions, timing["step_seconds"], frames, latents)
+        self.writing.step(_on_host(info), actions, timing["step_seconds"], frames, latents)
         over: np.ndarray = terminated | truncated
         return over
+
+
+def _on_host(info: dict[str, Any]) -> dict[str, Any]:
+    """What a store takes of `info`: latents, where they are kept, as an array."""
+    latents = info.get("latents")
+    return info | {"latents": latents.cpu().numpy()} if isinstance(latents, torch.Tensor) else info
 
 
 def place_of(config: Generate, device: str | None, model: WorldModel | None) -> torch.device:

@@ -229,7 +229,8 @@ class Writers:
 
 
 def _rows(info: Mapping[str, Any], names: Sequence[str], mine: slice) -> dict[str, Any]:
-    return {"info": {name: info[name][mine] for name in names}}
+    given = (*names, "latents") if "latents" in info else names
+    return {"info": {name: info[name][mine] for name in given}}
 
 
 def _message(name: str, code: int | None) -> str:

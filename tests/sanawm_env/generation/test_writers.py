@@ -15,11 +15,14 @@ import torch
 from tests.sanawm_env.generation.jobs import assert_same_episodes, job, record, stored
 from tests.sanawm_env.generation.test_workers import wait_for
 
+from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.errors import ConfigError, StorageError, WorkerError
 from sanawm_env.generation import Filters, generate, replay, writer, writers
 from sanawm_env.generation.filters import measure
 from sanawm_env.generation.ring import Filler, Layout, Ring
+from sanawm_env.playback import Decoder
 from sanawm_env.world import WorldModel
+from sanawm_env.wrappers.rows import digests
 
 FULL = """
 import resource, signal
@@ -65,6 +68,24 @@ def test_writers_leave_what_the_thread_leaves(tiny_bundle: Path, tiny_model: Wor
     assert {k: v | {"seconds": 0} for k, v in mine.items()} == {k: v | {"seconds": 0} for k, v in theirs.items()}
     assert not (tmp_path / "writers/parts").exists()
     assert generate(job(tmp_path / "writers", episodes=8, writers=1, **limits), model=tiny_model)["made_now"] == 0
+
+
+@pytest.mark.parametrize("writers", [0, 2])
+def test_latents_take_the_place_of_frames(
+    writers: int, tiny_bundle: Path, tiny_model: WorldModel, tmp_path: Path
+) -> None:
+    options = {"bundle": str(tiny_bundle), "episodes": 2, "writers": writers}
+    for keep in ("latents", "both"):
+        generate(job(tmp_path / keep, keep=keep, **options), model=tiny_model)
+    assert "frames" not in EpisodeStore(tmp_path / "latents/episodes.zarr").keys
+    decoded = EpisodeStore(tmp_path / "latents/episodes.zarr", decode=Decoder(tiny_model))
+    both = EpisodeStore(tmp_path / "both/episodes.zarr", decode=Decoder(tiny_model))
+    order = {both.identity(index)[8:]: index for index in range(2)}
+    for index in range(2):
+        mine, theirs = decoded.read(index), both.read(order[decoded.identity(index)[8:]])
+        np.testing.assert_array_equal(mine["latents"], theirs["latents"])
+        assert mine["frames"].shape == theirs["frames"].shape
+        assert np.array_equal(mine["frame_digests"], digests(mine["frames"])), "decoded as they were shown"
 
 
 def test_frames_are_those_of_a_replay(tiny_bundle: Path, tmp_path: Path) -> None:
