@@ -33,7 +33,7 @@ class Dream:
 def dream(
     model: WorldModel, pictures: Tensor, seeds: Sequence[int], poses: Tensor, keep: Sequence[int], progress: Progress
 ) -> Dream:
-    """Worlds started at pictures uint8 [B, H, W, 3] and driven along poses [B, 1 + k F, 4, 4], chunk by chunk, or all at
+    """Worlds started at pictures uint8 [B, H, W, 3] and driven along poses [B, 1 + k F, 4, 4], chunk by chunk, or at
     once where the model cannot be stepped.
 
     keep: numbers of the frames to return, 0 the first picture as the autoencoder shows it.

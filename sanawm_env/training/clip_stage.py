@@ -43,7 +43,8 @@ class ClipTraining:
     minutes: wall clock of this run; total_minutes: of the whole schedule, over all runs. batch: clips a step.
     latents, long_latents: latent frames of the clips, and of those in the last `long_share` of the schedule (batch
     cut in proportion). bank, source_batch, fresh_every, workers: clips kept on the device, clips rendered at once,
-    steps between refreshes, planning processes. validation_scenes: held out ones of this stage. scaling: how a large model is trained.
+    steps between refreshes, planning processes. validation_scenes: held-out ones. scaling: how a large model is
+    trained.
     """
 
     out: Path

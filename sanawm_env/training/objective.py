@@ -24,7 +24,7 @@ from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.feed_forward import Memory
 
 ERROR_FLOOR = 0.01  # squared error of a token below which the loss acts like a plain square
-SIGMA_FLOOR = 0.05  # noise below which an error of clean latents counts no more as one of their velocity
+SIGMA_FLOOR = 0.2  # noise below which an error of clean latents counts no more as one of their velocity
 # Errors [B, T, h, w] of latents seen, against clean ones at noise levels [B, T], with weights of their channels.
 Measure = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 

@@ -26,6 +26,7 @@ from sanawm_env.training.denoiser import (
     TeacherTraining,
 )
 from sanawm_env.training.distill import DistillStage, DistillTraining
+from sanawm_env.training.estimate import Estimate, estimate
 from sanawm_env.training.frames import Picture
 from sanawm_env.training.ode import OdeStage, OdeTraining
 from sanawm_env.training.ranks import Ranks
@@ -219,4 +220,5 @@ STAGES: dict[str, Callable[[dict[str, Any], Ranks], dict[str, Any]]] = {
     "rooms-ode": _rooms_ode,
     "rooms-distill": _rooms_distill,
     "smoke": _smoke,
+    "estimate": lambda settings, ranks: estimate(from_mapping(Estimate, settings)),
 }
