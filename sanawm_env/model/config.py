@@ -8,6 +8,8 @@ from typing import Literal
 from sanawm_env.errors import ConfigError, nearest
 from sanawm_env.model.autoencoder import AutoencoderConfig
 
+Variant = Literal["bidirectional", "teacher", "distilled"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
@@ -156,7 +158,7 @@ class WorldConfig:
     units_per_metre: float | None
     denoiser: DenoiserConfig
     autoencoder: AutoencoderConfig
-    variant: Literal["bidirectional", "teacher", "distilled"] = "distilled"
+    variant: Variant = "distilled"
     schedule: Schedule = Schedule()
     refiner_caption_length: int = 1024
 

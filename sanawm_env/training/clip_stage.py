@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from sanawm_env.bundle import save as save_bundle
 from sanawm_env.conditioning import Conditioning, condition
 from sanawm_env.evaluation.rollout import dream
 from sanawm_env.model.autoencoder import Autoencoder
-from sanawm_env.model.config import Schedule
+from sanawm_env.model.config import Schedule, Variant
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.rooms import render, sample_scenes
 from sanawm_env.training.latents import ClipBank, Clips, ClipSource
@@ -230,9 +230,11 @@ class ClipStage(ABC):
         return {f"psnr_{k}": round(value, 2) for k, value in zip(shown, psnr, strict=True)}
 
 
-def turned(model: WorldModel, variant: Literal["bidirectional", "teacher", "distilled"], **world: Any) -> WorldModel:
+def turned(model: WorldModel, variant: Variant, **world: Any) -> WorldModel:
     """The same weights to be trained into another variant. world: fields of its config, changed too."""
-    config = replace(model.config, variant=variant, **world)
+    base = model.config.name.removesuffix(f"-{model.config.variant}")
+    name = base if variant == "distilled" else f"{base}-{variant}"
+    config = replace(model.config, name=name, variant=variant, **world)
     return WorldModel(config, model.denoiser, model.autoencoder)
 
 

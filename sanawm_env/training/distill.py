@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sanawm_env.bundle import close
 from sanawm_env.errors import ConfigError
 from sanawm_env.training.clip_stage import ClipStage, ClipTraining, compile_blocks, kept_from_muon, turned
 from sanawm_env.training.latents import Drawn
@@ -162,7 +163,7 @@ class DistillStage(ClipStage):
 
 def _check_scores(student: WorldModel, real: WorldModel) -> None:
     mine, theirs = student.autoencoder.state_dict(), real.autoencoder.state_dict()
-    if mine.keys() != theirs.keys() or not all(torch.equal(x, theirs[name].to(x)) for name, x in mine.items()):
+    if mine.keys() != theirs.keys() or not all(close(x, theirs[name]) for name, x in mine.items()):
         raise ConfigError(
             "the student's and the real score's autoencoders differ, so that one's latents mean nothing to the other; "
             "take bundles of one autoencoder."
