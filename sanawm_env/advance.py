@@ -153,6 +153,6 @@ def conditioning(
     ).reading(state.text)
 
 
-def refiner_text(text: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What the refiner reads of `WorldState.text`."""
-    return text["refiner_hidden"], text["refiner_mask"]
+def refiner_text(text: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """What the refiner reads of `WorldState.text`; nothing where it reads no text."""
+    return text.get("refiner_hidden"), text.get("refiner_mask")

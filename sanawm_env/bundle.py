@@ -27,6 +27,7 @@ from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.offload import Offload, home, offload_part
 from sanawm_env.model.quantised import LayerList, check_layers, described, read_described, replace_layers
 from sanawm_env.placement import Placement, Precision, fill_placed, find_device, place
+from sanawm_env.refiner_bundle import load_small_refiner
 from sanawm_env.world import WorldModel
 
 EMBEDDED = Path(__file__).parent / "bundles"
@@ -36,7 +37,7 @@ PLAIN, QUANTISED = 1, 2
 LICENCE = "Apache-2.0"
 AGAIN = "install or download the bundle again."
 
-_loaded: dict[tuple[str, str, Placement], WorldModel] = {}
+_loaded: dict[tuple[str, str, Placement, bool], WorldModel] = {}
 _lock = threading.Lock()
 
 
@@ -50,11 +51,12 @@ def load(
     simulate: bool = False,
     captured: bool | None = None,
     variant: Variant | None = None,
+    refiner: bool = False,
 ) -> WorldModel:
     """The world model of an embedded bundle's name or of a bundle's folder; loaded once a process, then shared.
 
     variant: of the bundle, where it is not the folder itself: that in the folder beside it whose name ends in the
-    variant's ("rooms" and "rooms-teacher").
+    variant's ("rooms" and "rooms-teacher"). refiner: whether the bundle's refiner, in "rooms-refiner", runs too.
     device: see `placement.find_device`. precision: "auto" is bf16 where the device multiplies it natively, fp32
     elsewhere, and what a quantised bundle holds; "fp8" (weights and products in 8 bits, NVIDIA from capability 8.9) and
     "nvfp4" (weights in 4.5 bits) quantise the denoiser's large layers while they are read. offload: see
@@ -68,10 +70,11 @@ def load(
     told, fingerprint = _read_description(folder)
     precision, layers = _as_stored(folder, told, precision, layers)
     wanted = place(device, precision, offload, layers, simulate=simulate, captured=captured)
-    key = (str(folder), fingerprint, wanted)
+    key = (str(folder), fingerprint, wanted, refiner)
     with _lock:
         if key not in _loaded:
-            _loaded[key] = _build(folder, told, fingerprint, wanted)
+            model = _build(folder, told, fingerprint, wanted)
+            _loaded[key] = _refined(folder, told, model) if refiner else model
         return _loaded[key]
 
 
@@ -82,11 +85,18 @@ def open_model(
     offload: Offload | None = None,
     captured: bool | None = None,
     variant: Variant | None = None,
+    refiner: bool = False,
 ) -> WorldModel:
     """The model itself, or the one that this process shares for the bundle's name or folder."""
     if not isinstance(bundle, WorldModel):
-        return load(bundle, device=device, precision=precision, offload=offload, captured=captured, variant=variant)
-    for name, value in (("offload", offload), ("captured", captured), ("variant", variant)):
+        told: dict[str, Any] = {"offload": offload, "captured": captured, "variant": variant, "refiner": refiner}
+        return load(bundle, device=device, precision=precision, **told)
+    for name, value in (
+        ("offload", offload),
+        ("captured", captured),
+        ("variant", variant),
+        ("refiner", refiner or None),
+    ):
         if value is not None:
             raise ConfigError(f"{name} is {value!r}, but the model is loaded already; say it to what loads the model.")
     if device is not None:
@@ -304,6 +314,17 @@ def _build(folder: Path, told: dict[str, Any], fingerprint: str, placement: Plac
     model = assemble(config, parts, read, placement, fingerprint)
     model.licence = str(told.get("licence", ""))
     return model
+
+
+def latents_of(told: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the autoencoder's files, by name, of a bundle with this description."""
+    return {name: x["sha256"] for name, x in told["files"].items() if name.startswith("autoencoder-")}
+
+
+def _refined(folder: Path, told: dict[str, Any], model: WorldModel) -> WorldModel:
+    base = folder.name.removesuffix(f"-{model.config.variant}")
+    beside = folder.with_name(f"{base}-refiner")
+    return model.with_refiner(load_small_refiner(beside, latents_of(told), model.device, model.dtype))
 
 
 def _config(folder: Path, mapping: Any) -> WorldConfig:

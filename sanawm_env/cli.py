@@ -116,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     _command(train, "rooms-teacher", _train, "a chunk-causal model of many steps; writes a bundle")
     _command(train, "rooms-ode", _train, "a student of few steps from its teacher's trajectories; writes a bundle")
     _command(train, "rooms-distill", _train, "that student on its own rollouts, by matching scores; writes a bundle")
+    _command(train, "rooms-refiner", _train, "a small refiner of a world's latents; writes it beside a bundle")
     _command(train, "estimate", _train, "the memory in which a denoiser trains, on one GPU or several")
     _command(train, "smoke", _train, "every stage for a few steps on a CPU")
     cloning = _command(train, "cloning", _train_cloning, "a policy from the demonstrations of an episode store")

@@ -207,10 +207,10 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
     to run it, the best there is if None. precision: "auto", "bf16", "fp32", or "fp8" and "nvfp4" of `sanawm_env.load`,
     of which `model.execution` says what runs. offload: None, or "parts" or "blocks" of `bundle.load`. captured: whether
     steps are replayed from CUDA graphs; None where they can be. variant: "teacher" or "distilled", another of the
-    bundle's than itself, as of `sanawm_env.load`. render_mode: None, "rgb_array" (the newest frame) or
-    "rgb_array_list" (all frames since the last call); to watch live, wrap the environment in
-    `wrappers.rerun_log.LogToRerun`. options: the fields of `env_config.EnvConfig`: action_map, action_options,
-    action_mode, observation, frames, latents, task, horizon, strict.
+    bundle's than itself, refiner: whether its refiner runs too, both as of `sanawm_env.load`. render_mode: None,
+    "rgb_array" (the newest frame) or "rgb_array_list" (all frames since the last call); to watch live, wrap the
+    environment in `wrappers.rerun_log.LogToRerun`. options: the fields of `env_config.EnvConfig`: action_map,
+    action_options, action_mode, observation, frames, latents, task, horizon, strict.
 
     `step` returns exactly F frames; k steps after a reset make 1 + kF. The reward is the sum over the chunk's frames
     up to the end of the episode. `terminated` comes from the task alone, `truncated` from the horizon, the task's time
@@ -234,11 +234,12 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
         offload: Offload | None = None,
         captured: bool | None = None,
         variant: Variant | None = None,
+        refiner: bool = False,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
         placed = {"device": device, "precision": precision, "offload": offload, "captured": captured}
-        self._start_up(bundle, render_mode, {**placed, "variant": variant, **options})
+        self._start_up(bundle, render_mode, {**placed, "variant": variant, "refiner": refiner, **options})
 
     def _start_up(self, bundle: str | Path | WorldSource, render_mode: str | None, options: dict[str, Any]) -> None:
         self._open(1, bundle, render_mode=render_mode, **{"frames": "all", **options})

@@ -46,7 +46,7 @@ class LearnedEpisodes(Episodes):
     """A batch of running episodes over one model."""
 
     model: WorldModel
-    placement: ClassVar[tuple[str, ...]] = ("device", "precision", "offload", "captured", "variant")
+    placement: ClassVar[tuple[str, ...]] = ("device", "precision", "offload", "captured", "variant", "refiner")
     stepping: ClassVar[bool] = True  # whether the model itself is stepped
 
     @classmethod

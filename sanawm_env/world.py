@@ -121,7 +121,11 @@ class WorldModel:
     @property
     def reads_text(self) -> bool:
         """Whether its worlds start with an embedded prompt."""
-        return self.config.denoiser.caption_channels is not None or self.refiner is not None
+        return self.config.denoiser.caption_channels is not None or self._refiner_reads
+
+    @property
+    def _refiner_reads(self) -> bool:
+        return self.refiner is not None and self.refiner.config.reads_text
 
     def empty_state(self, batch: int, *, decoder: bool = True, device: torch.device | str | None = None) -> WorldState:
         """A state of the right shapes in which nothing has happened yet; on the model's device by default."""
@@ -148,7 +152,7 @@ class WorldModel:
         config, sizes = self.config.denoiser, {}
         if config.caption_channels is not None:
             sizes[""] = (config.caption_length, config.caption_channels)
-        if self.refiner is not None:
+        if self.refiner is not None and self._refiner_reads:
             sizes["refiner_"] = (self.config.refiner_caption_length, self.refiner.caption_channels)
         text = {}
         for name, (length, channels) in sizes.items():

@@ -45,6 +45,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.training.estimate import Estimate
     from sanawm_env.training.ode import OdeTraining
     from sanawm_env.training.ppo import PpoTraining
+    from sanawm_env.training.refiner import RefinerTraining
 
     return {
         "annotate": Annotate,
@@ -72,6 +73,7 @@ def config_classes() -> dict[str, type]:
         "train_rooms_bidirectional": BidirectionalTraining,
         "train_rooms_teacher": TeacherTraining,
         "train_rooms_ode": OdeTraining,
+        "train_rooms_refiner": RefinerTraining,
         "train_rooms_distill": DistillTraining,
         "train_estimate": Estimate,
         "train_ppo": PpoTraining,

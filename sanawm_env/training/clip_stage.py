@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sanawm_env.bundle import save as save_bundle
 from sanawm_env.conditioning import Conditioning, condition
@@ -87,19 +87,22 @@ class ClipStage(ABC):
         checkpoint: str = "denoiser.pt",
         betas: tuple[float, float] = (0.9, 0.98),
         beside: Mapping[str, Learner] | None = None,
+        trained: nn.Module | None = None,
     ) -> None:
         """model: where a first run starts; its config is that of the result. earlier: provenance of its weights,
-        carried on into the exported bundle. checkpoint, betas, beside: of `Run`.
+        carried on into the exported bundle. checkpoint, betas, beside: of `Run`. trained: what learns, in place of the
+        model's denoiser.
         """
         self.settings, self.world, self.ranks, self.device = settings, model.config, ranks, ranks.device
         self.earlier = earlier or {}
         device = self.device
         self.autoencoder = copy.deepcopy(model.autoencoder).to(device).eval().requires_grad_(False)
-        self.denoiser = copy.deepcopy(model.denoiser).to(device, torch.float32).train().requires_grad_(True)
-        self.plain = copy.deepcopy(self.denoiser)  # runs the validation without recompiling anything
+        self.denoiser = copy.deepcopy(model.denoiser).to(device, torch.float32)
+        module = (self.denoiser if trained is None else trained).train().requires_grad_(True)
+        self.plain: Any = copy.deepcopy(module)  # runs the validation without recompiling anything
         self.run = Run(
             settings,
-            self.denoiser,
+            module,
             checkpoint,
             ranks,
             plain=kept_from_muon,
@@ -107,7 +110,7 @@ class ClipStage(ABC):
             betas=betas,
             beside=beside,
         )
-        if settings.compiled:
+        if settings.compiled and trained is None:
             compile_blocks(self.denoiser)
 
     @abstractmethod
@@ -167,11 +170,15 @@ class ClipStage(ABC):
 
     def export(self, metrics: dict[str, float]) -> None:
         """Writes the weights last averaged as the bundle `out`/bundle, with where they come from."""
-        last = VALIDATION_SEED + self.settings.validation_scenes - 1
-        this = self.run.provenance((VALIDATION_SEED, last), metrics)
+        this = self.run.provenance(self.validation_seeds, metrics)
         provenance = self.earlier | {"denoiser": [*self.earlier.get("denoiser", []), this]}
         model = WorldModel(self.world, copy.deepcopy(self.plain).cpu(), copy.deepcopy(self.autoencoder).cpu())
         save_bundle(self.settings.out / "bundle", model, provenance, replace=True)
+
+    @property
+    def validation_seeds(self) -> tuple[int, int]:
+        """First and last of the held-out rooms on which the stage validates."""
+        return VALIDATION_SEED, VALIDATION_SEED + self.settings.validation_scenes - 1
 
     def _is_long(self) -> bool:
         return self.run.progress > 1 - self.settings.long_share
@@ -214,9 +221,13 @@ class ClipStage(ABC):
             first=True,
         )
 
+    def averaged_model(self) -> WorldModel:
+        """The world of the weights last averaged."""
+        return WorldModel(self.world, self.plain, self.autoencoder)
+
     def validate(self, frames: int = 64) -> dict[str, float]:
         """PSNR in dB over all pixels of held-out clips, by frames ahead; weights last averaged."""
-        model = WorldModel(self.world, self.plain, self.autoencoder)
+        model = self.averaged_model()
         seeds = list(range(VALIDATION_SEED, VALIDATION_SEED + self.settings.validation_scenes))
         path = torch.from_numpy(np.ascontiguousarray(plan_paths(seeds, frames, self.world.fps)))
         intrinsics = torch.tensor(self.world.intrinsics, device=self.device)

@@ -30,6 +30,7 @@ from sanawm_env.training.estimate import Estimate, estimate
 from sanawm_env.training.frames import Picture
 from sanawm_env.training.ode import OdeStage, OdeTraining
 from sanawm_env.training.ranks import Ranks
+from sanawm_env.training.refiner import RefinerStage, RefinerTraining
 from sanawm_env.world import WorldModel
 
 T = TypeVar("T")
@@ -147,6 +148,14 @@ def _rooms_distill(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     return _finish(DistillStage(training, student, real, ranks, earlier))
 
 
+def _rooms_refiner(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    smoke, start = bool(settings.pop("smoke", False)), settings.get("start")
+    model, earlier = _from_bundle(settings)
+    small = SMOKE_CLIPS | {"max_steps": 2, "layers": 1, "heads": 2, "head_dim": 16}
+    training = _read(RefinerTraining, settings, small if smoke else {})
+    return _finish(RefinerStage(training, str(start), model, ranks, earlier))
+
+
 def _read(kind: type[T], given: Mapping[str, Any], instead: Mapping[str, Any]) -> T:
     """Settings of a stage. instead: values in place of defaults; a group that is given in part keeps the stage's own
     defaults for the rest.
@@ -202,9 +211,9 @@ def _smoke(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         first = str(out / "autoencoder")
         figures = _rooms_autoencoder({"smoke": True, "out": first}, ranks)
         figures |= _rooms_denoiser({"smoke": True, "out": str(out), "autoencoder": first}, ranks)
-        folders = {name: out / name for name in ("bidirectional", "teacher", "ode", "distill")}
+        folders = {name: out / name for name in ("bidirectional", "teacher", "ode", "distill", "refiner")}
         starts = {"bidirectional": out, "teacher": folders["bidirectional"], "ode": folders["teacher"]}
-        starts["distill"] = folders["ode"]
+        starts |= {"distill": folders["ode"], "refiner": folders["distill"]}
         for name, folder in folders.items():
             given = {"smoke": True, "out": str(folder), "start": str(starts[name] / "bundle")}
             given |= {"real": str(folders["bidirectional"] / "bundle")} if name == "distill" else {}
@@ -219,6 +228,7 @@ STAGES: dict[str, Callable[[dict[str, Any], Ranks], dict[str, Any]]] = {
     "rooms-teacher": _rooms_teacher,
     "rooms-ode": _rooms_ode,
     "rooms-distill": _rooms_distill,
+    "rooms-refiner": _rooms_refiner,
     "smoke": _smoke,
     "estimate": lambda settings, ranks: estimate(from_mapping(Estimate, settings)),
 }
