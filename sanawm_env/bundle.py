@@ -130,7 +130,7 @@ def save(
 ) -> Path:
     """Writes a bundle, whole or not at all, and returns its folder.
 
-    provenance: where the weights come from, as JSON. bits: of large matrices, 8, 16 or 32 (checkpoint.py), those of
+    provenance: where the weights come from, as JSON. bits: of large matrices, 6, 8, 16 or 32 (checkpoint.py), those of
     quantised layers apart, which stay as they are. replace:
     whether a bundle in `directory` may be replaced. shard_bytes: size of a weight file. licence: of the weights.
     shared: a bundle in a folder beside it, whose files of the autoencoder it reads instead of files of its own.

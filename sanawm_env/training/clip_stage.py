@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -77,6 +77,8 @@ class ClipTraining:
 class ClipStage(ABC):
     """A stage over one run, which resumes from `out/<checkpoint>` when that is there."""
 
+    compiles: ClassVar[bool] = True  # whether the denoiser runs in few enough shapes, and is what learns
+
     def __init__(
         self,
         settings: ClipTraining,
@@ -110,7 +112,7 @@ class ClipStage(ABC):
             betas=betas,
             beside=beside,
         )
-        if settings.compiled and trained is None:
+        if settings.compiled and self.compiles:
             compile_blocks(self.denoiser)
 
     @abstractmethod

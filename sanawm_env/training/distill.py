@@ -36,13 +36,13 @@ BETAS = (0.0, 0.999)
 class DistillTraining(ClipTraining):
     """Settings of the stage. lr, muon_lr: of the student. critic_lr: of the fake score. every: steps of the fake score
     for one of the student. timesteps: the student's levels, those of the bundle it starts from if None. renoised: of
-    `ExitSampler`. score: noise levels at which the scores are compared. real: the bundle of the frozen score, a
-    bidirectional one or a teacher.
+    `ExitSampler`. compiled: the scores' blocks; the student runs in too many shapes. score: noise levels at which the
+    scores are compared. real: the bundle of the frozen score, a bidirectional one or a teacher.
     """
 
     real: str
     minutes: float = 6.0
-    batch: int = 32
+    batch: int = 16
     bank: int = 1024
     lr: float = 5e-5
     muon_lr: float | None = None
@@ -54,7 +54,6 @@ class DistillTraining(ClipTraining):
     timesteps: tuple[int, ...] | None = None
     renoised: bool = True
     score: ScoreLevels = ScoreLevels()
-    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -69,6 +68,7 @@ class DistillStage(ClipStage):
     """The stage. A step is one of the student, and the fake score's that belong to it."""
 
     settings: DistillTraining
+    compiles = False
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class DistillStage(ClipStage):
 
     def _follow(self, clips: Drawn, turn: int) -> Tensor:
         """One step of the fake score towards what the student makes now."""
-        with self._autocast():
+        with self.run.autocast():
             made = self._rollout(clips, turn, gradients=False).detach()
             level = self.settings.score.draw(made.shape[0], made.shape[1], self.device)
             chunks, ones = score_chunks(self.judge, made.shape[1]), made.new_ones(made.shape[2])
@@ -137,7 +137,7 @@ class DistillStage(ClipStage):
 
     def _teach(self, clips: Drawn) -> Tensor:
         """One step of the student."""
-        with self._autocast():
+        with self.run.autocast():
             made = self._rollout(clips, self.settings.every, gradients=True)
             level = self.settings.score.draw(made.shape[0], made.shape[1], self.device)
             chunks = score_chunks(self.judge, made.shape[1])
@@ -152,13 +152,6 @@ class DistillStage(ClipStage):
         last = random.Random(f"{self.run.step} {turn}").randrange(len(self.world.timesteps))
         sampler = ExitSampler(last, gradients=gradients, renoised=self.settings.renoised)
         return self_forced(self.student, clips, sampler)
-
-    def _autocast(self) -> torch.autocast:
-        """As the run's, but without its cache: a weight that a pass without gradients has cast would be kept cast, and
-        so be cut off from the gradient of a later pass.
-        """
-        narrow = self.device.type == "cuda"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=narrow, cache_enabled=False)
 
 
 def _check_scores(student: WorldModel, real: WorldModel) -> None:

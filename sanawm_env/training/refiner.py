@@ -52,6 +52,7 @@ class RefinerStage(ClipStage):
     """The stage. Its bank holds the truth as latents, and as history what the world makes of the clips."""
 
     settings: RefinerTraining
+    compiles = False
 
     def __init__(
         self, settings: RefinerTraining, start: str, model: WorldModel, ranks: Ranks, earlier: dict[str, Any]

@@ -119,9 +119,9 @@ def test_gradients_flow_through_the_chosen_step_of_a_chunk_alone(tiny_model: Wor
 
 
 def test_a_bf16_rollout_still_trains_every_weight(tiny_model: WorldModel) -> None:
-    """Autocast keeps a cast weight; one that was cast without gradients must not serve the step that has them."""
+    """Autocast keeps cast weights; those that it cast without gradients must not serve the step that has them."""
     trained = student(tiny_model, timesteps=(1000, 600))
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+    with torch.autocast("cpu", torch.bfloat16):
         made = self_forced(trained, clips(tiny_model), ExitSampler(1, gradients=True, renoised=True))
     made[:, 1:].square().mean().backward()
     for name in ("blocks.0.attn.qkv.weight", "blocks.1.attn.proj.weight", "final_layer.linear.weight"):
