@@ -100,5 +100,5 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "part-00001.safetensors").write_bytes(b"nothing of the sort")
     with pytest.raises(BundleError, match=r"part-00001\.safetensors cannot be read"):
         read_weights([tmp_path / "part-00001.safetensors"])
-    with pytest.raises(BundleError, match="5 bits, allowed are 8, 16 and 32"):
+    with pytest.raises(BundleError, match="5 bits, allowed are 6, 8, 16 and 32"):
         write_weights(tmp_path, "part", WEIGHTS, bits=5)
