@@ -21,7 +21,6 @@ from sanawm_env.model.denoiser import last_memory
 from sanawm_env.model.feed_forward import Memory
 from sanawm_env.model.offload import on_device
 from sanawm_env.model.refiner_state import RefinerState
-from sanawm_env.model.sampler import denoise
 from sanawm_env.state import WorldState
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def denoise_chunk(model: WorldModel, state: WorldState, asked: Asked, chunks: Ch
     with on_device(model.denoiser):
         seen = conditioning(model, state, chunks, asked.poses, asked.intrinsics, asked.position)
         given = model.denoiser.read(seen, config.grid)
-        latents = denoise(model.denoiser, config.timesteps, asked.noise, given, chunks, state.memory, clean)
+        latents = model.sampler(model.denoiser, config.timesteps, asked.noise, given, chunks, state.memory, clean)
         # What later chunks read always comes from one more pass over the finished latents at noise level 0.
         quiet = torch.zeros(latents.shape[:2], device=latents.device)
         _, after = model.denoiser(latents, quiet, given, chunks, state.memory, collect=True)
@@ -154,6 +153,6 @@ def conditioning(
     ).reading(state.text)
 
 
-def refiner_text(text: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What the refiner reads of `WorldState.text`."""
-    return text["refiner_hidden"], text["refiner_mask"]
+def refiner_text(text: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """What the refiner reads of `WorldState.text`; nothing where it reads no text."""
+    return text.get("refiner_hidden"), text.get("refiner_mask")

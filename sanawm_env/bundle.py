@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -22,11 +22,12 @@ from sanawm_env.errors import BundleError, ConfigError, StorageError, nearest
 from sanawm_env.model import causal_video
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.checkpoint import SHARD_BYTES, differences, fill, read_weights, shapes_of, write_weights
-from sanawm_env.model.config import WorldConfig
+from sanawm_env.model.config import Variant, WorldConfig
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.offload import Offload, home, offload_part
 from sanawm_env.model.quantised import LayerList, check_layers, described, read_described, replace_layers
 from sanawm_env.placement import Placement, Precision, fill_placed, find_device, place
+from sanawm_env.refiner_bundle import load_small_refiner
 from sanawm_env.world import WorldModel
 
 EMBEDDED = Path(__file__).parent / "bundles"
@@ -36,7 +37,7 @@ PLAIN, QUANTISED = 1, 2
 LICENCE = "Apache-2.0"
 AGAIN = "install or download the bundle again."
 
-_loaded: dict[tuple[str, str, Placement], WorldModel] = {}
+_loaded: dict[tuple[str, str, Placement, bool], WorldModel] = {}
 _lock = threading.Lock()
 
 
@@ -49,9 +50,13 @@ def load(
     layers: LayerList | None = None,
     simulate: bool = False,
     captured: bool | None = None,
+    variant: Variant | None = None,
+    refiner: bool = False,
 ) -> WorldModel:
     """The world model of an embedded bundle's name or of a bundle's folder; loaded once a process, then shared.
 
+    variant: of the bundle, where it is not the folder itself: that in the folder beside it whose name ends in the
+    variant's ("rooms" and "rooms-teacher"). refiner: whether the bundle's refiner, in "rooms-refiner", runs too.
     device: see `placement.find_device`. precision: "auto" is bf16 where the device multiplies it natively, fp32
     elsewhere, and what a quantised bundle holds; "fp8" (weights and products in 8 bits, NVIDIA from capability 8.9) and
     "nvfp4" (weights in 4.5 bits) quantise the denoiser's large layers while they are read. offload: see
@@ -61,14 +66,15 @@ def load(
     unknown name, a missing or damaged file, a bundle of another format. BackendError: a device that cannot run the
     precision.
     """
-    folder = _folder(name_or_path)
+    folder = _folder(name_or_path, variant)
     told, fingerprint = _read_description(folder)
     precision, layers = _as_stored(folder, told, precision, layers)
     wanted = place(device, precision, offload, layers, simulate=simulate, captured=captured)
-    key = (str(folder), fingerprint, wanted)
+    key = (str(folder), fingerprint, wanted, refiner)
     with _lock:
         if key not in _loaded:
-            _loaded[key] = _build(folder, told, fingerprint, wanted)
+            model = _build(folder, told, fingerprint, wanted)
+            _loaded[key] = _refined(folder, told, model) if refiner else model
         return _loaded[key]
 
 
@@ -78,11 +84,19 @@ def open_model(
     precision: Precision,
     offload: Offload | None = None,
     captured: bool | None = None,
+    variant: Variant | None = None,
+    refiner: bool = False,
 ) -> WorldModel:
     """The model itself, or the one that this process shares for the bundle's name or folder."""
     if not isinstance(bundle, WorldModel):
-        return load(bundle, device=device, precision=precision, offload=offload, captured=captured)
-    for name, value in (("offload", offload), ("captured", captured)):
+        told: dict[str, Any] = {"offload": offload, "captured": captured, "variant": variant, "refiner": refiner}
+        return load(bundle, device=device, precision=precision, **told)
+    for name, value in (
+        ("offload", offload),
+        ("captured", captured),
+        ("variant", variant),
+        ("refiner", refiner or None),
+    ):
         if value is not None:
             raise ConfigError(f"{name} is {value!r}, but the model is loaded already; say it to what loads the model.")
     if device is not None:
@@ -112,30 +126,54 @@ def save(
     replace: bool = False,
     shard_bytes: int = SHARD_BYTES,
     licence: str = LICENCE,
+    shared: str | Path | None = None,
 ) -> Path:
     """Writes a bundle, whole or not at all, and returns its folder.
 
-    provenance: where the weights come from, as JSON. bits: of large matrices, 8, 16 or 32 (checkpoint.py), those of
+    provenance: where the weights come from, as JSON. bits: of large matrices, 6, 8, 16 or 32 (checkpoint.py), those of
     quantised layers apart, which stay as they are. replace:
     whether a bundle in `directory` may be replaced. shard_bytes: size of a weight file. licence: of the weights.
-    BundleError when something is there already, StorageError when the disk refuses.
+    shared: a bundle in a folder beside it, whose files of the autoencoder it reads instead of files of its own.
+    BundleError when something is there already or that autoencoder is another, StorageError when the disk refuses.
     """
     target = check_target(directory, replace)
+    lent = {} if shared is None else _lent(Path(shared), target, model.autoencoder)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
             partial = Path(scratch) / target.name
             partial.mkdir()
             names = write_weights(partial, "denoiser", model.denoiser.state_dict(), bits=bits, shard_bytes=shard_bytes)
-            names += write_weights(
-                partial, "autoencoder", model.autoencoder.state_dict(), bits=bits, shard_bytes=shard_bytes
-            )
+            if not lent:
+                names += write_weights(
+                    partial, "autoencoder", model.autoencoder.state_dict(), bits=bits, shard_bytes=shard_bytes
+                )
             told = _described(partial, names, model, bits) | {"licence": licence, "provenance": provenance}
+            told["files"] |= lent
             (partial / DESCRIPTION).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
             _put_in_place(partial, target)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"bundle {target} cannot be written ({error}); choose a folder with space.") from error
     return target
+
+
+def _lent(shared: Path, target: Path, autoencoder: Autoencoder) -> dict[str, Any]:
+    """What the description of a bundle in `target` says of the files of the autoencoder in `shared`. BundleError."""
+    if shared.resolve().parent != target.resolve().parent:
+        raise BundleError(f"shared is {shared}, allowed is a bundle's folder beside {target}; move one of them.")
+    told, _ = _read_description(shared)
+    files = {name: x for name, x in told["files"].items() if name.startswith("autoencoder-")}
+    theirs = read_weights(_placed(shared, name, expected) for name, expected in files.items())
+    mine = autoencoder.state_dict()
+    same = mine.keys() == theirs.keys() and all(close(mine[name], x) for name, x in theirs.items())
+    if not same:
+        raise BundleError(f"{shared} has another autoencoder than the model; save without shared.")
+    return {name: {"of": shared.resolve().name, **expected} for name, expected in files.items()}
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    """Whether weights are the same but for having been written in 8 bits once more."""
+    return one.shape == other.shape and torch.allclose(one.float().cpu(), other.float().cpu(), rtol=1e-4, atol=1e-6)
 
 
 def description(name_or_path: str | Path = "rooms") -> dict[str, Any]:
@@ -180,7 +218,31 @@ def known() -> list[str]:
     return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{DESCRIPTION}"))
 
 
-def _folder(name_or_path: str | Path) -> Path:
+def _folder(name_or_path: str | Path, variant: Variant | None = None) -> Path:
+    """Where a bundle is, or the variant of it that is asked for."""
+    folder = _named(name_or_path)
+    if variant is None:
+        return folder
+    if variant not in get_args(Variant):
+        raise ConfigError(f"variant is {variant!r}; {nearest(str(variant), get_args(Variant))}")
+    if _variant(folder) == variant:
+        return folder
+    other = folder.with_name(f"{folder.name}-{variant}")
+    if (other / DESCRIPTION).is_file() and _variant(other) == variant:
+        return other
+    beside = [path.parent for path in folder.parent.glob(f"{folder.name}-*/{DESCRIPTION}")]
+    there = [_variant(path) for path in (folder, *sorted(beside))]
+    raise BundleError(
+        f"bundle {folder.name!r} has no variant {variant!r} ({other} holds none), only {', '.join(there)}; pass one of "
+        f"these, or train it (sanawm train --help) and save it there."
+    )
+
+
+def _variant(folder: Path) -> str:
+    return str(_read_description(folder)[0]["config"].get("variant", "distilled"))
+
+
+def _named(name_or_path: str | Path) -> Path:
     embedded = EMBEDDED / str(name_or_path)
     if isinstance(name_or_path, str) and "/" not in name_or_path and (embedded / DESCRIPTION).is_file():
         return embedded
@@ -208,8 +270,9 @@ def _read_description(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def _fingerprint(config: Any, files: Any) -> str:
-    """SHA-256 of what decides the frames: configuration and weights, not the provenance."""
-    return hashlib.sha256(json.dumps([config, files], sort_keys=True).encode()).hexdigest()
+    """SHA-256 of what decides the frames: configuration and weights, not the provenance, nor where the files lie."""
+    weights = {name: {key: x for key, x in told.items() if key != "of"} for name, told in files.items()}
+    return hashlib.sha256(json.dumps([config, weights], sort_keys=True).encode()).hexdigest()
 
 
 def _as_stored(
@@ -232,8 +295,9 @@ def _as_stored(
 
 def _build(folder: Path, told: dict[str, Any], fingerprint: str, placement: Placement) -> WorldModel:
     config = _config(folder, told["config"])
+    files = {name: _placed(folder, name, expected) for name, expected in told["files"].items()}
     for name, expected in told["files"].items():
-        _verify(folder / name, expected)
+        _verify(files[name], expected)
     parts = empty_parts(config)
     if "quantisation" in told:
         denoiser = parts["denoiser"]
@@ -242,7 +306,7 @@ def _build(folder: Path, told: dict[str, Any], fingerprint: str, placement: Plac
         replace_layers(denoiser, placement.quantisation)
     read: dict[str, Callable[[str], Tensor]] = {}
     for stem, module in parts.items():
-        weights = read_weights(folder / name for name in told["files"] if name.startswith(f"{stem}-"))
+        weights = read_weights(path for name, path in files.items() if name.startswith(f"{stem}-"))
         mismatch = differences(shapes_of(module), {name: tuple(x.shape) for name, x in weights.items()})
         if mismatch:
             raise BundleError(f"{folder}: the {stem}'s weights do not fit its config ({mismatch}); {AGAIN}")
@@ -252,11 +316,34 @@ def _build(folder: Path, told: dict[str, Any], fingerprint: str, placement: Plac
     return model
 
 
+def latents_of(told: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the autoencoder's files, by name, of a bundle with this description."""
+    return {name: x["sha256"] for name, x in told["files"].items() if name.startswith("autoencoder-")}
+
+
+def _refined(folder: Path, told: dict[str, Any], model: WorldModel) -> WorldModel:
+    base = folder.name.removesuffix(f"-{model.config.variant}")
+    beside = folder.with_name(f"{base}-refiner")
+    return model.with_refiner(load_small_refiner(beside, latents_of(told), model.device, model.dtype))
+
+
 def _config(folder: Path, mapping: Any) -> WorldConfig:
     try:
         return from_mapping(WorldConfig, mapping)
     except ConfigError as error:
         raise BundleError(f"{folder / DESCRIPTION} describes a world this version cannot build: {error}") from error
+
+
+def _placed(folder: Path, name: str, expected: Mapping[str, Any]) -> Path:
+    """Where a file of a bundle lies: in its folder, or in that of the bundle beside it that lends the file."""
+    lender = expected.get("of")
+    if lender is None:
+        return folder / name
+    if not isinstance(lender, str) or Path(lender).name != lender or lender in (".", ".."):
+        raise BundleError(
+            f"{folder / DESCRIPTION} says {name} is of {lender!r}, allowed is the name of a folder beside it; {AGAIN}"
+        )
+    return folder.parent / lender / name
 
 
 def _verify(path: Path, expected: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from sanawm_env.env_config import EnvConfig
 from sanawm_env.episodes import Episodes
 from sanawm_env.errors import ConfigError, LifecycleError, SceneError
 from sanawm_env.learned import LearnedEpisodes
+from sanawm_env.model.config import Variant
 from sanawm_env.model.offload import Offload
 from sanawm_env.placement import Precision
 from sanawm_env.running import SEEDS
@@ -205,10 +206,11 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
     bundle: name or folder of a world model, which all environments of a process share, or a `WorldModel`. device: where
     to run it, the best there is if None. precision: "auto", "bf16", "fp32", or "fp8" and "nvfp4" of `sanawm_env.load`,
     of which `model.execution` says what runs. offload: None, or "parts" or "blocks" of `bundle.load`. captured: whether
-    steps are replayed from CUDA graphs; None where they can be. render_mode: None, "rgb_array" (the newest frame) or
-    "rgb_array_list" (all frames since the last call); to watch live, wrap the environment in
-    `wrappers.rerun_log.LogToRerun`. options: the fields of `env_config.EnvConfig`: action_map, action_options,
-    action_mode, observation, frames, latents, task, horizon, strict.
+    steps are replayed from CUDA graphs; None where they can be. variant: "teacher" or "distilled", another of the
+    bundle's than itself, refiner: whether its refiner runs too, both as of `sanawm_env.load`. render_mode: None,
+    "rgb_array" (the newest frame) or "rgb_array_list" (all frames since the last call); to watch live, wrap the
+    environment in `wrappers.rerun_log.LogToRerun`. options: the fields of `env_config.EnvConfig`: action_map,
+    action_options, action_mode, observation, frames, latents, task, horizon, strict.
 
     `step` returns exactly F frames; k steps after a reset make 1 + kF. The reward is the sum over the chunk's frames
     up to the end of the episode. `terminated` comes from the task alone, `truncated` from the horizon, the task's time
@@ -231,11 +233,13 @@ class SanaWMEnv(Worlds, gymnasium.Env[Any, Any]):
         precision: Precision = "auto",
         offload: Offload | None = None,
         captured: bool | None = None,
+        variant: Variant | None = None,
+        refiner: bool = False,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
         placed = {"device": device, "precision": precision, "offload": offload, "captured": captured}
-        self._start_up(bundle, render_mode, placed | options)
+        self._start_up(bundle, render_mode, {**placed, "variant": variant, "refiner": refiner, **options})
 
     def _start_up(self, bundle: str | Path | WorldSource, render_mode: str | None, options: dict[str, Any]) -> None:
         self._open(1, bundle, render_mode=render_mode, **{"frames": "all", **options})

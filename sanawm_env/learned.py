@@ -31,13 +31,14 @@ def check_prompts(model: WorldModel, prompts: Any) -> None:
         )
 
 
-def check_variant(model: WorldModel, allowed: tuple[str, ...]) -> None:
-    """ConfigError unless the model is of a variant that the episodes can run."""
+def check_steppable(model: WorldModel) -> None:
+    """ConfigError unless the model advances chunk by chunk."""
     variant = model.config.variant
-    if variant not in allowed:
+    if not model.config.steppable:
         raise ConfigError(
-            f"the model's variant is {variant!r}, allowed is {', '.join(allowed)}: a {variant} model denoises a whole "
-            "trajectory and cannot be stepped; sanawm_env.generate makes clips, sanawm_env.PlannedEnv replays one."
+            f"the model's variant is {variant!r}, allowed is 'distilled', or a teacher with levels to step at: this "
+            f"{variant} model denoises a whole trajectory and cannot be stepped; sanawm_env.generate makes clips, "
+            "sanawm_env.PlannedEnv replays one."
         )
 
 
@@ -45,8 +46,8 @@ class LearnedEpisodes(Episodes):
     """A batch of running episodes over one model."""
 
     model: WorldModel
-    placement: ClassVar[tuple[str, ...]] = ("device", "precision", "offload", "captured")
-    variants: ClassVar[tuple[str, ...]] = ("distilled",)
+    placement: ClassVar[tuple[str, ...]] = ("device", "precision", "offload", "captured", "variant", "refiner")
+    stepping: ClassVar[bool] = True  # whether the model itself is stepped
 
     @classmethod
     def open(cls, bundle: str | Path | WorldSource, **placement: Any) -> WorldModel:
@@ -56,7 +57,8 @@ class LearnedEpisodes(Episodes):
         return open_model(bundle, **{"device": None, "precision": "auto", **placement})
 
     def __init__(self, model: WorldModel, config: EnvConfig, batch: int) -> None:
-        check_variant(model, self.variants)
+        if self.stepping:
+            check_steppable(model)
         check_prompts(model, config.prompts)
         super().__init__(model, config, batch)
 

@@ -66,7 +66,7 @@ class PlannedEpisodes(LearnedEpisodes):
     config: PlannedConfig
     config_kind: ClassVar[type[EnvConfig]] = PlannedConfig
     options_kind: ClassVar[type[ResetOptions]] = PlannedOptions
-    variants: ClassVar[tuple[str, ...]] = ("bidirectional", "teacher", "distilled")
+    stepping: ClassVar[bool] = False
 
     def __init__(self, model: WorldModel, config: EnvConfig, batch: int) -> None:
         super().__init__(model, config, batch)

@@ -7,7 +7,7 @@ No Gymnasium, no files, no globals: weights and config are in `WorldModel`, ever
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +26,7 @@ from sanawm_env.model.initialise import randomise
 from sanawm_env.model.offload import device_of, on_device
 from sanawm_env.model.quantised import execution
 from sanawm_env.model.refiner import Refiner
+from sanawm_env.model.sampler import denoise
 from sanawm_env.state import StepOutput, WorldState, fresh_fields
 from sanawm_env.visits import computed_at_once, together
 
@@ -36,6 +37,7 @@ class WorldModel:
     fingerprint: SHA-256 of the bundle the weights came from, "" for a model made in memory. refiner: adds detail to
     finished latents before they are decoded, or None. licence: of the weights, "" where the bundle does not say.
     captured: replay steps from CUDA graphs (chunk_graphs.py); `placement.find_captured` says where that can be.
+    sampler: what denoises a chunk; training puts its own in place of `denoise`.
     ConfigError when the refiner's blocks are no chunks.
     """
 
@@ -62,6 +64,7 @@ class WorldModel:
         self.fingerprint = fingerprint
         self.licence = licence
         self.graphs = ChunkGraphs() if captured else None
+        self.sampler: Callable[..., Tensor] = denoise
 
     @property
     def captured(self) -> bool:
@@ -118,7 +121,11 @@ class WorldModel:
     @property
     def reads_text(self) -> bool:
         """Whether its worlds start with an embedded prompt."""
-        return self.config.denoiser.caption_channels is not None or self.refiner is not None
+        return self.config.denoiser.caption_channels is not None or self._refiner_reads
+
+    @property
+    def _refiner_reads(self) -> bool:
+        return self.refiner is not None and self.refiner.config.reads_text
 
     def empty_state(self, batch: int, *, decoder: bool = True, device: torch.device | str | None = None) -> WorldState:
         """A state of the right shapes in which nothing has happened yet; on the model's device by default."""
@@ -145,7 +152,7 @@ class WorldModel:
         config, sizes = self.config.denoiser, {}
         if config.caption_channels is not None:
             sizes[""] = (config.caption_length, config.caption_channels)
-        if self.refiner is not None:
+        if self.refiner is not None and self._refiner_reads:
             sizes["refiner_"] = (self.config.refiner_caption_length, self.refiner.caption_channels)
         text = {}
         for name, (length, channels) in sizes.items():

@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 
 # What `run_stage` takes beside the fields of a stage's settings.
 STAGE_KEYS = {"device", "smoke", "autoencoder", "start"}
+STAGES = ("train_rooms", "train_estimate")
 
 
 def config_classes() -> dict[str, type]:
@@ -39,8 +40,12 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.quantise import Quantize
     from sanawm_env.teleop import Teleop
     from sanawm_env.training.autoencoder import AutoencoderTraining
-    from sanawm_env.training.denoiser import DenoiserTraining
+    from sanawm_env.training.denoiser import BidirectionalTraining, DenoiserTraining, TeacherTraining
+    from sanawm_env.training.distill import DistillTraining
+    from sanawm_env.training.estimate import Estimate
+    from sanawm_env.training.ode import OdeTraining
     from sanawm_env.training.ppo import PpoTraining
+    from sanawm_env.training.refiner import RefinerTraining
 
     return {
         "annotate": Annotate,
@@ -65,6 +70,12 @@ def config_classes() -> dict[str, type]:
         "bench_vector": BenchVector,
         "train_rooms_autoencoder": AutoencoderTraining,
         "train_rooms_denoiser": DenoiserTraining,
+        "train_rooms_bidirectional": BidirectionalTraining,
+        "train_rooms_teacher": TeacherTraining,
+        "train_rooms_ode": OdeTraining,
+        "train_rooms_refiner": RefinerTraining,
+        "train_rooms_distill": DistillTraining,
+        "train_estimate": Estimate,
         "train_ppo": PpoTraining,
     }
 
@@ -103,7 +114,7 @@ def test_yaml_composes_and_builds(command: str) -> None:
         mapping |= {"bundle": "rooms", "out": "ours"}
     if command == "annotate":
         mapping |= {"video": "walk.mp4", "out": "ours", "licence": "CC0-1.0"}
-    if command.startswith("train_rooms"):
+    if command.startswith(STAGES):
         mapping = {key: value for key, value in mapping.items() if key not in STAGE_KEYS}
     from_mapping(config_classes()[command], mapping)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sanawm_env.clips import generate
 from sanawm_env.model.autoencoder import to_uint8
 from sanawm_env.rollout import rollout
 from sanawm_env.world import WorldModel, initial
@@ -32,10 +33,13 @@ class Dream:
 def dream(
     model: WorldModel, pictures: Tensor, seeds: Sequence[int], poses: Tensor, keep: Sequence[int], progress: Progress
 ) -> Dream:
-    """Worlds started at pictures uint8 [B, H, W, 3] and driven along poses [B, 1 + k F, 4, 4], chunk by chunk.
+    """Worlds started at pictures uint8 [B, H, W, 3] and driven along poses [B, 1 + k F, 4, 4], chunk by chunk, or at
+    once where the model cannot be stepped.
 
     keep: numbers of the frames to return, 0 the first picture as the autoencoder shows it.
     """
+    if not model.config.steppable:
+        return _dream_at_once(model, pictures, seeds, poses, keep, progress)
     state, shown = initial(model, pictures, seeds=seeds, poses=poses[:, 0])
     wanted, kept, latents, done = set(keep), {0: _first(shown.frames)}, [shown.latents], 0
     began = _now(model)
@@ -48,6 +52,17 @@ def dream(
     seconds = _now(model) - began
     frames = torch.stack([kept[k] for k in keep], dim=1)
     return Dream(frames=frames, latents=torch.cat(latents, dim=1), made=done * len(pictures), seconds=seconds)
+
+
+def _dream_at_once(
+    model: WorldModel, pictures: Tensor, seeds: Sequence[int], poses: Tensor, keep: Sequence[int], progress: Progress
+) -> Dream:
+    began = _now(model)
+    clip = generate(model, pictures, poses, seeds=seeds)
+    assert clip.frames is not None
+    made = (poses.shape[1] - 1) * len(pictures)
+    progress(made)
+    return Dream(frames=clip.frames[:, list(keep)], latents=clip.latents, made=made, seconds=_now(model) - began)
 
 
 @torch.no_grad()

@@ -1,11 +1,13 @@
-"""Weights on disk: sharded safetensors, large matrices in 8 bits with one scale an output row where asked.
+"""Weights on disk: sharded safetensors, large matrices in 8 or 6 bits with one scale an output row where asked.
 
-A matrix of 8 bits is stored as int8 [rows, ...] under its own name and fp32 [rows] under its name + ".row_scale".
+A matrix of 8 bits is stored as int8 [rows, ...] under its own name and fp32 [rows] under its name + ".row_scale"; one
+of 6 bits as uint8 of four values in three bytes, and its shape under its name + ".shape".
 Foreign checkpoints are opened, checked and read one tensor at a time (`StoredWeights`, `differences`, `fill`).
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import zipfile
@@ -26,17 +28,35 @@ SHARD_BYTES = 15 * 2**20
 LISTED = 10
 DAMAGED = "it is truncated or damaged: copy or download it again."
 SMALLEST_MATRIX = 4096
-SCALE = ".row_scale"
+SCALE, SHAPE = ".row_scale", ".shape"
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(int8 like weight, fp32 scale [rows]): each row symmetric about zero, its largest value at 127."""
+def quantise(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """(int8 like weight, fp32 scale [rows]): each row symmetric about zero, its largest value at 127, or at 31 with 6
+    bits.
+    """
+    largest = 2 ** (bits - 1) - 1
     rows = weight.float().flatten(1)
-    scale = rows.abs().amax(1) / 127
+    scale = rows.abs().amax(1) / largest
     # A row of zeros keeps scale 1, so that it divides and multiplies back to zeros.
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    levels = (rows / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+    levels = (rows / scale[:, None]).round().clamp(-largest, largest).to(torch.int8)
     return levels.reshape(weight.shape), scale
+
+
+def packed(levels: Tensor) -> Tensor:
+    """uint8 of int8 levels in -32 .. 31, four of them in three bytes; the last ones are filled up with zeros."""
+    flat = nn.functional.pad(levels.flatten(), (0, -levels.numel() % 4)).reshape(-1, 4)
+    a, b, c, d = (flat & 63).to(torch.uint8).unbind(1)
+    return torch.stack([a | (b & 3) << 6, b >> 2 | (c & 15) << 4, c >> 4 | d << 2], dim=1).flatten()
+
+
+def unpacked(stored: Tensor, shape: Shape) -> Tensor:
+    """The int8 levels of `packed`."""
+    x, y, z = stored.reshape(-1, 3).unbind(1)
+    four = torch.stack([x & 63, x >> 6 | (y & 15) << 2, y >> 4 | (z & 3) << 4, z >> 2], dim=1).flatten()
+    levels = four[: math.prod(shape)].to(torch.int8).reshape(shape)
+    return torch.where(levels > 31, levels - 64, levels)
 
 
 def dequantise(levels: Tensor, scale: Tensor) -> Tensor:
@@ -49,8 +69,8 @@ def write_weights(
 ) -> list[str]:
     """Writes `stem`-00001.safetensors and so on below `folder`; returns the file names.
 
-    bits: of tensors with at least two dimensions and 4,096 elements: 32 (as they are), 16 (fp32 as fp16; bf16 as it is)
-    or 8. All others stay as they are.
+    bits: of tensors with at least two dimensions and 4,096 elements: 32 (as they are), 16 (fp32 as fp16; bf16 as it
+    is), 8 or 6. All others stay as they are.
     """
     names: list[str] = []
     for shard in _shards(_encoded(weights, bits), shard_bytes):
@@ -194,27 +214,31 @@ def fill(
 
 
 def _all_decoded(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: _decoded(name, x, stored) for name, x in stored.items() if not name.endswith(SCALE)}
+    return {name: _decoded(name, x, stored) for name, x in stored.items() if not name.endswith((SCALE, SHAPE))}
 
 
 def _decoded(name: str, x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
+    if name + SHAPE in stored:
+        return dequantise(unpacked(x, tuple(stored[name + SHAPE].tolist())), stored[name + SCALE])
     if x.dtype == torch.int8 and name + SCALE in stored:
         return dequantise(x, stored[name + SCALE])
     return x.float() if x.dtype == torch.float16 else x
 
 
 def _encoded(weights: Mapping[str, Tensor], bits: int) -> Iterator[tuple[str, Tensor]]:
-    if bits not in (8, 16, 32):
-        raise BundleError(f"weights asked for in {bits} bits, allowed are 8, 16 and 32.")
+    if bits not in (6, 8, 16, 32):
+        raise BundleError(f"weights asked for in {bits} bits, allowed are 6, 8, 16 and 32.")
     for name, weight in weights.items():
         weight = weight.detach().to("cpu").contiguous()
         # What is quantised for the run already has one byte an element, or is a scale.
         wide = weight.is_floating_point() and weight.itemsize > 1
         is_matrix = weight.ndim >= 2 and weight.numel() >= SMALLEST_MATRIX and wide
-        if is_matrix and bits == 8:
-            levels, scale = quantise(weight)
-            yield name, levels
+        if is_matrix and bits in (6, 8):
+            levels, scale = quantise(weight, bits)
+            yield name, packed(levels) if bits == 6 else levels
             yield name + SCALE, scale
+            if bits == 6:
+                yield name + SHAPE, torch.tensor(weight.shape)
         else:
             narrow = is_matrix and bits == 16 and weight.dtype != torch.bfloat16
             yield name, weight.half() if narrow else weight.clone()

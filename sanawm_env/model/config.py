@@ -8,6 +8,8 @@ from typing import Literal
 from sanawm_env.errors import ConfigError, nearest
 from sanawm_env.model.autoencoder import AutoencoderConfig
 
+Variant = Literal["bidirectional", "teacher", "distilled"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
@@ -129,15 +131,21 @@ class Schedule:
                 "allowed are steps >= 1, shift > 0, guidance >= 1."
             )
 
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """The levels as a few-step sampler takes them, 1 .. 1000; of a multiple of the steps, a part of its levels."""
+        shares = [1 - step / self.steps for step in range(self.steps)]
+        return tuple(round(1000 * self.shift * u / (1 + (self.shift - 1) * u)) for u in shares)
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
     """One world model: its parts, its clock and its units.
 
     fps: frames a second of world time. height, width: frame size in pixels. intrinsics: default (fx, fy, cx, cy) in
-    frame pixels. variant: how it was trained to run; only a distilled one can be stepped, the others generate whole
-    clips. refiner_caption_length: text positions of its refiner, if it has one. timesteps: noise levels of the few-
-    step sampler, 1 .. 1000, falling. schedule: the many-step sampler's. units_per_metre: model units a metre, None
+    frame pixels. variant: how it was trained to run; whether it can be stepped says `steppable`, the others generate
+    whole clips. refiner_caption_length: text positions of its refiner, if it has one. timesteps: noise levels at which
+    a step denoises, 1 .. 1000, falling. schedule: of whole clips. units_per_metre: model units a metre, None
     when unknown.
     """
 
@@ -150,7 +158,7 @@ class WorldConfig:
     units_per_metre: float | None
     denoiser: DenoiserConfig
     autoencoder: AutoencoderConfig
-    variant: Literal["bidirectional", "teacher", "distilled"] = "distilled"
+    variant: Variant = "distilled"
     schedule: Schedule = Schedule()
     refiner_caption_length: int = 1024
 
@@ -163,6 +171,11 @@ class WorldConfig:
                 f"frame size is {self.height}x{self.width}, allowed are multiples of the spatial stride, "
                 f"{self.spatial_stride}."
             )
+
+    @property
+    def steppable(self) -> bool:
+        """Whether worlds advance chunk by chunk: a distilled model, and a teacher that has levels for doing so."""
+        return self.variant == "distilled" or (self.variant == "teacher" and len(self.timesteps) > 1)
 
     @property
     def temporal_stride(self) -> int:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from sanawm_env.errors import BundleError
 from sanawm_env.model.autoencoder import AutoencoderConfig
 from sanawm_env.model.checkpoint import Shape, listed
-from sanawm_env.model.config import DenoiserConfig
+from sanawm_env.model.config import DenoiserConfig, Variant
 
-Variant = Literal["bidirectional", "teacher", "distilled"]
 STREAMING_ENTRY = "generator"  # of the streaming file's groups, the one that inference uses
 PREFIXES = ("module.", "model.")
 RENAMED = {"t_embedder.mlp.0.": "t_embedder.linear_1.", "t_embedder.mlp.2.": "t_embedder.linear_2."}

@@ -93,7 +93,7 @@ class Refiner(nn.Module):
         return self._empty(batch, grid, self.config.history, device)
 
     @on_demand
-    def open(self, state: RefinerState, first: Tensor, text: Tensor, text_mask: Tensor | None) -> RefinerState:
+    def open(self, state: RefinerState, first: Tensor, text: Tensor | None, text_mask: Tensor | None) -> RefinerState:
         """The state in which the first latents [B, sink, C, h, w] are the sink, at noise level 0; they stay as they
         are.
 
@@ -113,7 +113,7 @@ class Refiner(nn.Module):
         state: RefinerState,
         latents: Tensor,
         noise: Tensor,
-        text: Tensor,
+        text: Tensor | None,
         text_mask: Tensor | None,
         *,
         position: Tensor | None = None,
@@ -142,7 +142,25 @@ class Refiner(nn.Module):
         return refined.to(latents.dtype), self._append(state, position, keys)
 
     @on_demand
-    def refine_clip(self, latents: Tensor, noise: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
+    def velocity(self, state: RefinerState, x: Tensor, sigma: float, text: Tensor | None = None) -> Tensor:
+        """Velocity (noise less refined latents) of blocks x [B, block_latents, C, h, w] at a noise level, as `refine`
+        sees it on its way; what training compares.
+        """
+        self._check(state, x, self.config.block_latents, "x")
+        window = self._window(state, state.position.to(device_of(self)), self.config.block_latents)
+        return self._predict(x, sigma, window, self._read_text(text, None, state.batch_size))[0]
+
+    @on_demand
+    def commit(self, state: RefinerState, refined: Tensor, text: Tensor | None = None) -> RefinerState:
+        """The state after blocks [B, block_latents, C, h, w] that are refined already."""
+        self._check(state, refined, self.config.block_latents, "refined")
+        position = state.position.to(device_of(self))
+        window = self._window(state, position, self.config.block_latents)
+        reading = self._read_text(text, None, state.batch_size)
+        return self._append(state, position, self._predict(refined, 0.0, window, reading, keep="rotated")[1])
+
+    @on_demand
+    def refine_clip(self, latents: Tensor, noise: Tensor, text: Tensor | None, text_mask: Tensor | None) -> Tensor:
         """A whole clip refined at once (spec rollout.md 8.1).
 
         latents: [B, T, C, h, w] with T > sink; noise: [B, T - sink, C, h, w]. Returns the latents' shape and dtype: the
@@ -261,9 +279,13 @@ class Refiner(nn.Module):
         velocity = net.proj_out(net.norm_out(x) * (1 + scale) + shift)
         return velocity.unflatten(1, (frames, height, width)).permute(0, 1, 4, 2, 3), kept
 
-    def _read_text(self, text: Tensor, mask: Tensor | None, batch: int) -> Reading:
+    def _read_text(self, text: Tensor | None, mask: Tensor | None, batch: int) -> Reading:
         net = self.transformer
         width = net.config.caption_channels
+        if text is None and not self.config.reads_text:
+            text = torch.zeros(batch, 1, width, device=device_of(self))
+        if text is None:
+            raise StateError("the refiner reads a prompt and was given none; pass text, or set reads_text=False.")
         if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != width:
             raise StateError(
                 f"text has shape {tuple(text.shape)}, expected ({batch}, L, {width}): one row a world, "

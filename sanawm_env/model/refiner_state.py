@@ -18,7 +18,8 @@ class RefinerConfig:
     block_latents: latent frames refined together. sink: first latent frames, kept as they came and read by every block.
     kv_max_frames: sink and history together; the block itself comes on top. sigmas: noise levels, from the first one
     (where truncated denoising begins) down to 0. fps: of the video, the unit of temporal positions. temporal_stride,
-    spatial_stride: frames and pixels of one latent.
+    spatial_stride: frames and pixels of one latent. reads_text: whether worlds tell it a prompt; without, it reads one
+    blank word.
     """
 
     block_latents: int = 3
@@ -28,6 +29,7 @@ class RefinerConfig:
     fps: float = 16.0
     temporal_stride: int = 8
     spatial_stride: int = 32
+    reads_text: bool = True
 
     def __post_init__(self) -> None:
         for name in ("block_latents", "sink", "temporal_stride", "spatial_stride"):

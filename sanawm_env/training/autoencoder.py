@@ -102,10 +102,10 @@ class AutoencoderStage:
                     log(run.step, run.progress, loss=loss, db=decibels(mean_square), norm=norm, clips_a_second=clips)
         finally:
             run.close()
+        run.save()
         return self._finish(bank) if self.ranks.is_first else {}
 
     def _finish(self, bank: FrameBank) -> dict[str, Any]:
-        self.run.save()
         self.run.ema.copy_to(self.averaged)
         self._measure_latents(bank)
         metrics = self.validate()

@@ -80,7 +80,10 @@ class ClipBank:
 
     def draw(self, batch: int) -> Drawn:
         # Without repetition: a clip drawn twice would be remembered in one of two ways.
-        rows = torch.randperm(self.latents.shape[0], device=self.latents.device)[:batch]
+        return self.at(torch.randperm(self.latents.shape[0], device=self.latents.device)[:batch])
+
+    def at(self, rows: Tensor) -> Drawn:
+        """The clips at these places."""
         return Drawn(self.latents[rows].float(), self.poses[rows], self.history[rows].float(), rows)
 
     def remember(self, rows: Tensor, history: Tensor) -> None:

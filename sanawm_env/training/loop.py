@@ -99,9 +99,11 @@ def make_optimisers(
     lr: float,
     muon_lr: float | None,
     plain: Callable[[str], bool] = lambda _: False,
+    betas: tuple[float, float] = (0.9, 0.98),
     weight_decay: float = 0.0,
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices and convolutions of `module`, AdamW for vectors and for what `plain(name)` names.
+    """Muon for the matrices and convolutions of `module`, AdamW with these betas for vectors and for what
+    `plain(name)` names.
 
     muon_lr None gives AdamW alone.
     """
@@ -113,7 +115,7 @@ def make_optimisers(
             (matrices if is_matrix else others).append(parameter)
     fused = next(module.parameters()).is_cuda
     optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=fused)
+        torch.optim.AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
     ]
     if matrices and muon_lr is not None:
         optimisers.append(Muon(matrices, lr=muon_lr, weight_decay=weight_decay))

@@ -10,31 +10,48 @@ chunk-causal fine-tuning of SANA-WM (spec training.md 3.1). Letters: B clips, T 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sanawm_env.conditioning import Conditioning
+from sanawm_env.errors import ConfigError
 from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.feed_forward import Memory
 
 ERROR_FLOOR = 0.01  # squared error of a token below which the loss acts like a plain square
+SIGMA_FLOOR = 0.2  # noise below which an error of clean latents counts no more as one of their velocity
+# Errors [B, T, h, w] of latents seen, against clean ones at noise levels [B, T], with weights of their channels.
+Measure = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
     """Law of the noise levels. full_share: share of draws (of the mixture: of its anchors) at 1000, where sampling
-    starts. shift: flow shift of the others.
+    starts. shift: flow shift of the others. law: of those before the shift; the mixture's anchors are logit-normal.
+    shares: of the mixture's modes, as `chunk_mixture` lists them; the paper's are 0.1, 0.4, 0.4, 0.1.
     """
 
     full_share: float = 0.35
     shift: float = 2.0
+    law: Literal["uniform", "logit_normal"] = "uniform"
+    shares: tuple[float, float, float, float] = (0.15, 0.2, 0.3, 0.35)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.full_share <= 1 or self.shift <= 0 or min(self.shares) < 0 or not sum(self.shares):
+            raise ConfigError(
+                f"levels have full_share {self.full_share}, shift {self.shift}, shares {self.shares}; allowed are a "
+                "share of 0 .. 1, a shift above 0 and shares >= 0 that are not all 0."
+            )
 
     def draw(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Integer levels 1 .. 1000 as floats."""
-        u = torch.rand(shape, device=device)
+        uniform = self.law == "uniform"
+        u = torch.rand(shape, device=device) if uniform else torch.sigmoid(torch.randn(shape, device=device))
         level = (1000 * self.shift * u / (1 + (self.shift - 1) * u)).floor().clamp(1, 1000)
         return torch.where(torch.rand(shape, device=device) < self.full_share, 1000.0, level)
 
@@ -43,6 +60,33 @@ def noised(clean: Tensor, level: Tensor) -> Tensor:
     """clean [B, T, ...] at noise levels [B, T] in 0 .. 1000."""
     sigma = (level / 1000)[:, :, None, None, None]
     return (1 - sigma) * clean + sigma * torch.randn_like(clean)
+
+
+def rooted(seen: Tensor, clean: Tensor, level: Tensor, weight: Tensor) -> Tensor:
+    """Root of the weighted mean square over the channels of each token, whatever its noise.
+
+    Squares alone would be dominated by what no history shows and nobody can predict.
+    """
+    return (_square(seen, clean, weight) + ERROR_FLOOR).sqrt()
+
+
+def velocity(seen: Tensor, clean: Tensor, level: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean square of the velocity's error: its minimum is the mean of what may be there, which is what many
+    steps must follow to arrive at one of the possibilities.
+    """
+    return _square(seen, clean, weight) / (level / 1000).clamp_min(SIGMA_FLOOR).square()[:, :, None, None]
+
+
+def plain(seen: Tensor, clean: Tensor, level: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean square of the clean latents' error."""
+    return _square(seen, clean, weight)
+
+
+def _square(seen: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
+    return ((seen.float() - clean.float()).square() * weight[:, None, None]).mean(2)
+
+
+MEASURES: dict[str, Measure] = {"rooted": rooted, "velocity": velocity, "plain": plain}
 
 
 def streamed_loss(
@@ -54,16 +98,16 @@ def streamed_loss(
     levels: Levels,
     weight: Tensor,
     noise: float = 0.0,
+    measure: Measure = rooted,
 ) -> tuple[Tensor, Tensor]:
-    """Mean `_error` of the clean prediction of every chunk, each reading the memory of `history`; and the clip as the
+    """Mean error of the clean prediction of every chunk, each reading the memory of `history`; and the clip as the
     model saw it where it started from pure noise, the history elsewhere: the history of the clip's next round.
 
     clean, history: [B, T, channels, h, w], the target and what earlier chunks are taken to be. weight: [channels].
     noise: largest share of noise mixed into the history.
     """
     batch, first, n = clean.shape[0], chunks.lengths[0], chunks.lengths[-1]
-    grid = (clean.shape[-2], clean.shape[-1])
-    empty = denoiser.memory(batch, grid, device=clean.device, dtype=_memory_dtype(denoiser, clean.device))
+    empty = blank_memory(denoiser, clean)
     quiet = torch.zeros(clean.shape[:2], device=clean.device)
     _, after = denoiser(_roughened(history, noise), quiet, given, chunks, empty, collect=True)
 
@@ -82,8 +126,8 @@ def streamed_loss(
     )
     error = torch.cat(
         [
-            _error(seen_first, clean[:, :first], weight)[:, 1:].flatten(0, 1),
-            _error(seen_later, target, weight).flatten(0, 1),
+            measure(seen_first, clean[:, :first], opening, weight)[:, 1:].flatten(0, 1),
+            measure(seen_later, target, later, weight).flatten(0, 1),
         ]
     )
     unfolded = seen_later.unflatten(0, (-1, batch)).transpose(0, 1).flatten(1, 2)
@@ -97,27 +141,51 @@ def mixture_loss(
     clean: Tensor,
     given: Conditioning,
     chunks: ChunkGrid,
-    memory: list[Memory],
     levels: Levels,
     weight: Tensor,
+    measure: Measure = rooted,
 ) -> Tensor:
-    """Mean `_error` over one pass of the whole clip, its chunks at the noise levels of the timestep mixture."""
+    """`clip_loss` with the chunks at the noise levels of the timestep mixture."""
     level = chunk_mixture(clean.shape[0], len(chunks.lengths), clean.device, levels)
-    level = torch.cat([level[:, [k]].expand(-1, n) for k, n in enumerate(chunks.lengths)], dim=1).clone()
-    level[:, 0] = 0
-    seen = denoiser.predict_clean(noised(clean, level), level, given, chunks, memory)
-    error = _error(seen, clean, weight).mean((2, 3))
+    return clip_loss(denoiser, clean, of_frames(level, chunks), given, chunks, weight, measure)
+
+
+def clip_loss(
+    denoiser: Denoiser,
+    clean: Tensor,
+    level: Tensor,
+    given: Conditioning,
+    chunks: ChunkGrid,
+    weight: Tensor,
+    measure: Measure,
+    noisy: Tensor | None = None,
+) -> Tensor:
+    """Mean error over the frames with noise of one pass of the whole clip.
+
+    clean: [B, T, channels, h, w]. level: [B, T], 0 where frames are clean. noisy: the latents at these levels, drawn
+    if None. One chunk of T frames is the bidirectional model, more are the chunk-causal one.
+    """
+    x = noised(clean, level) if noisy is None else noisy
+    seen = denoiser.predict_clean(x, level, given, chunks, blank_memory(denoiser, clean))
+    error = measure(seen, clean, level, weight).mean((2, 3))
     return (error * (level > 0)).sum() / (level > 0).sum().clamp_min(1)
 
 
+def of_frames(level: Tensor, chunks: ChunkGrid) -> Tensor:
+    """Noise levels [B, T] of the frames of chunks at levels [B, K]; the first frame is clean."""
+    level = torch.cat([level[:, [k]].expand(-1, n) for k, n in enumerate(chunks.lengths)], dim=1).clone()
+    level[:, 0] = 0
+    return level
+
+
 def chunk_mixture(batch: int, chunks: int, device: torch.device, levels: Levels) -> Tensor:
-    """Noise levels [B, K], 0 or 1 .. 1000: one level everywhere (share 0.15), a rising sequence through a random chunk
-    (0.2), one whose last chunk carries the anchor (0.3), or the latter behind a clean prefix (0.35), which is what
-    streaming meets; early chunks are never noisier than late ones. Indices are drawn before the shift.
+    """Noise levels [B, K], 0 or 1 .. 1000: one level everywhere, a rising sequence through a random chunk, one whose
+    last chunk carries the anchor, or the latter behind a clean prefix, which is what streaming meets; early chunks
+    are never noisier than late ones. Indices are drawn before the shift.
     """
     drawn = (1000 * torch.sigmoid(torch.randn(batch, device=device))).floor()
     anchor_level = torch.where(torch.rand(batch, device=device) < levels.full_share, 999.0, drawn)
-    mode = torch.multinomial(torch.tensor([0.15, 0.2, 0.3, 0.35], device=device), batch, replacement=True)
+    mode = torch.multinomial(torch.tensor(levels.shares, device=device), batch, replacement=True)
     index = torch.arange(chunks, device=device)[None]
     anchor = torch.where(mode == 1, torch.randint(chunks, (batch,), device=device), chunks - 1)[:, None]
     # Uniform non-decreasing sequences: sorted uniform draws below the anchor level before it and above it behind.
@@ -142,15 +210,6 @@ def _roughened(history: Tensor, noise: float) -> Tensor:
     return noised(history, level)
 
 
-def _error(seen: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
-    """Root of the weighted mean square over the channels of each token, [B, T, h, w].
-
-    Squares alone would be dominated by what no history shows and nobody can predict.
-    """
-    square = ((seen.float() - clean.float()).square() * weight[:, None, None]).mean(2)
-    return (square + ERROR_FLOOR).sqrt()
-
-
 def _rows(x: Tensor, first: int, n: int) -> Tensor:
     """Later chunks of x [B, T, ...] as rows, chunk by chunk: [(K - 1) B, n, ...]."""
     return x[:, first:].unflatten(1, (-1, n)).transpose(0, 1).flatten(0, 1)
@@ -162,5 +221,10 @@ def _later_grid(denoiser: Denoiser, chunks: ChunkGrid, batch: int) -> ChunkGrid:
     return ChunkGrid((chunks.lengths[-1],), opening=False, filled=filled)
 
 
-def _memory_dtype(denoiser: Denoiser, device: torch.device) -> torch.dtype:
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else denoiser.dtype
+def blank_memory(denoiser: Denoiser, latents: Tensor) -> list[Memory]:
+    """Memory of worlds with these latents [B, T, channels, h, w] that have seen nothing, as the pass at hand computes
+    it.
+    """
+    device, kind = latents.device, latents.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else denoiser.dtype
+    return denoiser.memory(latents.shape[0], (latents.shape[-2], latents.shape[-1]), device=device, dtype=dtype)

@@ -5,7 +5,7 @@ where the result comes from.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,17 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sanawm_env.benchmarks.machine import commit
-from sanawm_env.training.loop import (
-    Ema,
-    WallClock,
-    load_checkpoint,
-    make_optimisers,
-    rate_factor,
-    save_checkpoint,
-    set_rate,
-)
+from sanawm_env.training.learner import Learner
+from sanawm_env.training.loop import Ema, WallClock, load_checkpoint, rate_factor, save_checkpoint
 from sanawm_env.training.paths import PathPlanner
 from sanawm_env.training.ranks import Ranks
+from sanawm_env.training.scaling import Scaling, spread_like, whole
 
 SEEDS_A_RANK = 100_000_000
 
@@ -65,8 +59,9 @@ class Settings(Protocol):
 class Run:
     """One run of a stage over `module`, resumed from `out`/`checkpoint` when that is there.
 
-    plain: names of parameters that AdamW takes although they are matrices. progress: share of the schedule, 0 .. 1, as
-    all ranks see it.
+    plain: names of parameters that AdamW takes although they are matrices. scaling: how a large module is trained.
+    betas: of AdamW. beside: others that learn with it and lie in the same checkpoint, without an average. progress:
+    share of the schedule, 0 .. 1, as all ranks see it.
     """
 
     def __init__(
@@ -76,23 +71,37 @@ class Run:
         checkpoint: str,
         ranks: Ranks,
         plain: Callable[[str], bool] = lambda _: False,
+        *,
+        scaling: Scaling = Scaling(),  # noqa: B008 - frozen
+        betas: tuple[float, float] = (0.9, 0.98),
+        beside: Mapping[str, Learner] | None = None,
     ) -> None:
         self.settings, self.ranks, self.device = settings, ranks, ranks.device
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         self.path = settings.out / checkpoint
         saved = load_checkpoint(self.path, self.device) or {}
-        self.module = module
+        self.module, self.beside = module, dict(beside or {})
+        self.learner = Learner(
+            module,
+            ranks,
+            lr=settings.lr,
+            muon_lr=settings.muon_lr,
+            clip=settings.clip,
+            plain=plain,
+            betas=betas,
+            scaling=scaling,
+        )
         if saved:
-            module.load_state_dict(saved["module"])
+            self.learner.load(saved)
+        for name, learner in self.beside.items() if saved else ():
+            learner.load(saved["beside"][name])
         self.ema = Ema(module, settings.ema)
         if saved:
-            self.ema.state, self.ema.updates = saved["ema"], saved["step"]
+            kept = {name: spread_like(x, self.ema.state[name]) for name, x in saved["ema"].items()}
+            self.ema.state, self.ema.updates = kept, saved["step"]
         self.step = self.first_step = int(saved.get("step", 0))
         self.progress = 0.0
-        self.optimisers = make_optimisers(module, lr=settings.lr, muon_lr=settings.muon_lr, plain=plain)
-        for optimiser, state in zip(self.optimisers, saved.get("optimisers", []), strict=False):
-            optimiser.load_state_dict(state)
         self._seeds_of_earlier_plans = int(saved.get("used_seeds", 0))
         self._planner: PathPlanner | None = None
         torch.manual_seed(settings.seed + 1 + 1000 * self.first_step + ranks.index)
@@ -109,18 +118,23 @@ class Run:
         return told <= 1.0
 
     def descend(self, loss: Tensor) -> Tensor:
-        """One step of the optimisers and of the average along the gradient of `loss`; returns the gradient's norm."""
-        settings = self.settings
-        loss.backward()
-        self.ranks.average_gradients(self.module)
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), settings.clip)
-        set_rate(self.optimisers, rate_factor(self.progress, self.step - self.first_step, settings.warmup))
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        self.ema.update(self.module)
-        self.step += 1
-        return norm
+        """One step of the optimisers and of the average along the gradient of `loss`, with several batches a step once
+        the last of them is here; returns the norm of the last step's gradient.
+        """
+        if self.learner.descend(loss, self.rate):
+            self.ema.update(self.module)
+            self.step += 1
+        return self.learner.norm
+
+    @property
+    def rate(self) -> float:
+        """Factor of the learning rates at this step."""
+        return rate_factor(self.progress, self.step - self.first_step, self.settings.warmup)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged weights, whole; every rank must ask for them."""
+        state: dict[str, Tensor] = whole(self.ema.state)
+        return state
 
     def autocast(self) -> torch.autocast:
         """bf16 on a GPU, nothing on a CPU."""
@@ -146,16 +160,12 @@ class Run:
             self._seeds_of_earlier_plans, self._planner = self.used_seeds, None
 
     def save(self) -> None:
-        """Writes the checkpoint, whole or not at all."""
-        save_checkpoint(
-            self.path,
-            module=self.module.state_dict(),
-            ema=self.ema.state,
-            optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
-            step=self.step,
-            used_seeds=self.used_seeds,
-            seconds=self.clock.seconds,
-        )
+        """Writes the checkpoint, whole or not at all, on rank 0; every rank must call it."""
+        parts = self.learner.state() | {"ema": self.averaged()}
+        parts["beside"] = {name: learner.state() for name, learner in self.beside.items()}
+        if self.ranks.is_first:
+            told = {"step": self.step, "used_seeds": self.used_seeds, "seconds": self.clock.seconds}
+            save_checkpoint(self.path, **parts, **told)
 
     def provenance(self, validation_seeds: tuple[int, int], metrics: dict[str, Any]) -> dict[str, Any]:
         """Where the averaged weights come from, as JSON; seeds from the first to the last one, both included."""

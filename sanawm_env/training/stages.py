@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,10 +17,23 @@ from sanawm_env.model.config import WorldConfig, rooms_config, tiny_config
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.initialise import initialise
 from sanawm_env.training.autoencoder import AutoencoderTraining, load_autoencoder, train_autoencoder
-from sanawm_env.training.denoiser import DenoiserStage, DenoiserTraining
+from sanawm_env.training.clip_stage import ClipStage, many_steps, turned
+from sanawm_env.training.denoiser import (
+    BidirectionalStage,
+    BidirectionalTraining,
+    DenoiserStage,
+    DenoiserTraining,
+    TeacherTraining,
+)
+from sanawm_env.training.distill import DistillStage, DistillTraining
+from sanawm_env.training.estimate import Estimate, estimate
 from sanawm_env.training.frames import Picture
+from sanawm_env.training.ode import OdeStage, OdeTraining
 from sanawm_env.training.ranks import Ranks
+from sanawm_env.training.refiner import RefinerStage, RefinerTraining
 from sanawm_env.world import WorldModel
+
+T = TypeVar("T")
 
 # Settings with which every line of a stage runs within seconds on a CPU; they say nothing about quality.
 SMOKE_AUTOENCODER: dict[str, Any] = {
@@ -39,27 +52,28 @@ SMOKE_AUTOENCODER: dict[str, Any] = {
     "validation_scenes": 2,
     "validation_frames": 8,
 }
-SMOKE_DENOISER: dict[str, Any] = {
+SMOKE_CLIPS: dict[str, Any] = {
     "minutes": 0.2,
     "max_steps": 6,
     "batch": 2,
     "latents": 5,
-    "long_latents": 7,
     "bank": 4,
     "source_batch": 2,
     "workers": 0,
     "compiled": False,
     "log_seconds": 1.0,
+    "validation_scenes": 2,
 }
+SMOKE_STEPS: dict[str, Any] = {"max_steps": 2, "schedule": {"steps": 4}}
 
 
 def run_stage(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Runs the stage `name` and returns its figures.
 
     mapping: fields of the stage's settings, and beside them `device` ("auto", "cpu", "cuda") and `smoke` (tiny
-    sizes, seconds on a CPU). rooms-autoencoder also takes a group `autoencoder` (AutoencoderConfig); rooms-denoiser
-    takes `autoencoder`, the folder that the first stage left, or `start`, a bundle whose weights it goes on from.
-    ConfigError names an unknown stage or key.
+    sizes, seconds on a CPU). rooms-autoencoder also takes a group `autoencoder` (AutoencoderConfig); the others take
+    `start`, a bundle whose weights they go on from, or, but for those that need a teacher, `autoencoder`, the folder
+    that the first stage left. ConfigError names an unknown stage or key.
     """
     if name not in STAGES:
         raise ConfigError(f"stage is {name!r}; {nearest(name, STAGES)}")
@@ -99,10 +113,74 @@ def _rooms_autoencoder(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]
 def _rooms_denoiser(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     smoke = bool(settings.pop("smoke", False))
     model, earlier = _beginning(settings, smoke)
-    training = from_mapping(DenoiserTraining, (SMOKE_DENOISER if smoke else {}) | settings)
-    stage = DenoiserStage(training, model, ranks, earlier)
+    training = _read(DenoiserTraining, settings, SMOKE_CLIPS | {"long_latents": 7} if smoke else {})
+    return _finish(DenoiserStage(training, model, ranks, earlier))
+
+
+def _rooms_bidirectional(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    smoke = bool(settings.pop("smoke", False))
+    model, earlier = _beginning(settings, smoke)
+    training = _read(BidirectionalTraining, settings, SMOKE_CLIPS | SMOKE_STEPS if smoke else {})
+    start = turned(model, "bidirectional", **many_steps(training.schedule))
+    return _finish(BidirectionalStage(training, start, ranks, earlier))
+
+
+def _rooms_teacher(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    smoke = bool(settings.pop("smoke", False))
+    model, earlier = _beginning(settings, smoke)
+    training = _read(TeacherTraining, settings, SMOKE_CLIPS | SMOKE_STEPS | {"rolled": 2} if smoke else {})
+    start = turned(model, "teacher", **many_steps(training.schedule))
+    return _finish(DenoiserStage(training, start, ranks, earlier))
+
+
+def _rooms_ode(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    smoke = bool(settings.pop("smoke", False))
+    teacher, earlier = _from_bundle(settings)
+    small = SMOKE_CLIPS | {"max_steps": 2, "timesteps": [1000, 667]}
+    return _finish(OdeStage(_read(OdeTraining, settings, small if smoke else {}), teacher, ranks, earlier))
+
+
+def _rooms_distill(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    smoke = bool(settings.pop("smoke", False))
+    student, earlier = _from_bundle(settings)
+    training = _read(DistillTraining, settings, SMOKE_CLIPS | {"max_steps": 1, "every": 2} if smoke else {})
+    real = bundle.load(training.real, device="cpu", precision="fp32")
+    return _finish(DistillStage(training, student, real, ranks, earlier))
+
+
+def _rooms_refiner(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    smoke, start = bool(settings.pop("smoke", False)), settings.get("start")
+    model, earlier = _from_bundle(settings)
+    small = SMOKE_CLIPS | {"max_steps": 2, "layers": 1, "heads": 2, "head_dim": 16}
+    training = _read(RefinerTraining, settings, small if smoke else {})
+    return _finish(RefinerStage(training, str(start), model, ranks, earlier))
+
+
+def _read(kind: type[T], given: Mapping[str, Any], instead: Mapping[str, Any]) -> T:
+    """Settings of a stage. instead: values in place of defaults; a group that is given in part keeps the stage's own
+    defaults for the rest.
+    """
+    mapping = dict(instead) | dict(given)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        own = field.default
+        if dataclasses.is_dataclass(own) and not isinstance(own, type) and isinstance(mapping.get(field.name), Mapping):
+            mapping[field.name] = dataclasses.asdict(own) | mapping[field.name]
+    return from_mapping(kind, mapping)
+
+
+def _finish(stage: ClipStage) -> dict[str, Any]:
+    """Trains, and returns the figures where they are known: on rank 0."""
     metrics = stage.train()
-    return {"steps": stage.run.step, "bundle": str(training.out / "bundle"), **metrics} if ranks.is_first else {}
+    told = {"steps": stage.run.step, "bundle": str(stage.settings.out / "bundle"), **metrics}
+    return told if stage.ranks.is_first else {}
+
+
+def _from_bundle(settings: dict[str, Any]) -> tuple[WorldModel, dict[str, Any]]:
+    """Model and provenance of the bundle that the key `start` names."""
+    start = settings.pop("start", None)
+    if start is None:
+        raise ConfigError("the stage was given no start; give the bundle of the stage before it, start=FOLDER.")
+    return bundle.load(start, device="cpu", precision="fp32"), bundle.description(start)["provenance"]
 
 
 def _beginning(settings: dict[str, Any], smoke: bool) -> tuple[WorldModel, dict[str, Any]]:
@@ -113,9 +191,11 @@ def _beginning(settings: dict[str, Any], smoke: bool) -> tuple[WorldModel, dict[
             f"the stage was given {' and '.join(given) or 'neither start nor autoencoder'}; give one of "
             "autoencoder=FOLDER (of the stage rooms-autoencoder) and start=BUNDLE (weights to go on from)."
         )
-    start, folder = settings.pop("start", None), settings.pop("autoencoder", None)
-    if start is not None:
-        return bundle.load(start, device="cpu", precision="fp32"), bundle.description(start)["provenance"]
+    if given == ["start"]:
+        settings.pop("autoencoder", None)
+        return _from_bundle(settings)
+    settings.pop("start", None)
+    folder = settings.pop("autoencoder")
     autoencoder, origin = load_autoencoder(Path(str(folder)))
     world = dataclasses.replace(_world(smoke), autoencoder=autoencoder.config)
     torch.manual_seed(int(settings.get("seed", 0)))
@@ -130,11 +210,25 @@ def _smoke(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
             raise ConfigError(f"stage smoke takes no key {next(iter(settings))!r}; it knows out and device.")
         first = str(out / "autoencoder")
         figures = _rooms_autoencoder({"smoke": True, "out": first}, ranks)
-        return figures | _rooms_denoiser({"smoke": True, "out": str(out), "autoencoder": first}, ranks)
+        figures |= _rooms_denoiser({"smoke": True, "out": str(out), "autoencoder": first}, ranks)
+        folders = {name: out / name for name in ("bidirectional", "teacher", "ode", "distill", "refiner")}
+        starts = {"bidirectional": out, "teacher": folders["bidirectional"], "ode": folders["teacher"]}
+        starts |= {"distill": folders["ode"], "refiner": folders["distill"]}
+        for name, folder in folders.items():
+            given = {"smoke": True, "out": str(folder), "start": str(starts[name] / "bundle")}
+            given |= {"real": str(folders["bidirectional"] / "bundle")} if name == "distill" else {}
+            figures[name] = STAGES[f"rooms-{name}"](given, ranks)
+        return figures
 
 
 STAGES: dict[str, Callable[[dict[str, Any], Ranks], dict[str, Any]]] = {
     "rooms-autoencoder": _rooms_autoencoder,
     "rooms-denoiser": _rooms_denoiser,
+    "rooms-bidirectional": _rooms_bidirectional,
+    "rooms-teacher": _rooms_teacher,
+    "rooms-ode": _rooms_ode,
+    "rooms-distill": _rooms_distill,
+    "rooms-refiner": _rooms_refiner,
     "smoke": _smoke,
+    "estimate": lambda settings, ranks: estimate(from_mapping(Estimate, settings)),
 }

@@ -1,4 +1,4 @@
-"""Sharded and 8-bit weights."""
+"""Sharded weights of few bits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from sanawm_env.errors import BundleError
-from sanawm_env.model.checkpoint import as_stored, dequantise, quantise, read_weights, write_weights
+from sanawm_env.model.checkpoint import (
+    as_stored,
+    dequantise,
+    packed,
+    quantise,
+    read_weights,
+    unpacked,
+    write_weights,
+)
 
 WEIGHTS = {
     "matrix": torch.randn(64, 80, generator=torch.Generator().manual_seed(0)),
@@ -53,11 +61,28 @@ def test_8_bits_are_read_as_quantised_and_close(tmp_path: Path) -> None:
     assert all(torch.equal(read[name], WEIGHTS[name]) for name in ("small", "vector", "count"))
 
 
-@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("bits", [6, 8, 16, 32])
 def test_as_stored_is_what_is_read(tmp_path: Path, bits: int) -> None:
     read, told = round_trip(tmp_path, bits), as_stored(WEIGHTS, bits)
     assert read.keys() == told.keys()
     assert all(torch.equal(read[name], x) for name, x in told.items())
+
+
+def test_6_bits_take_three_quarters_and_are_close(tmp_path: Path) -> None:
+    read = round_trip(tmp_path, 6)
+    for name in ("matrix", "convolution"):
+        step = WEIGHTS[name].flatten(1).abs().amax(1) / 31
+        error = (read[name] - WEIGHTS[name]).flatten(1).abs()
+        assert read[name].shape == WEIGHTS[name].shape and bool((error <= 0.501 * step[:, None]).all())
+    odd = torch.arange(-31, 32).repeat(3)[:187].to(torch.int8)
+    assert packed(odd).numel() == 141 and torch.equal(unpacked(packed(odd), (11, 17)), odd.reshape(11, 17))
+    sizes = {bits: sum(x.stat().st_size for x in write(tmp_path / str(bits), bits)) for bits in (6, 8)}
+    assert sizes[6] < 0.78 * sizes[8]
+
+
+def write(folder: Path, bits: int) -> list[Path]:
+    folder.mkdir()
+    return [folder / name for name in write_weights(folder, "w", {"m": torch.randn(256, 256)}, bits=bits)]
 
 
 def test_quantising_twice_changes_nothing_more() -> None:
@@ -75,5 +100,5 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "part-00001.safetensors").write_bytes(b"nothing of the sort")
     with pytest.raises(BundleError, match=r"part-00001\.safetensors cannot be read"):
         read_weights([tmp_path / "part-00001.safetensors"])
-    with pytest.raises(BundleError, match="5 bits, allowed are 8, 16 and 32"):
+    with pytest.raises(BundleError, match="5 bits, allowed are 6, 8, 16 and 32"):
         write_weights(tmp_path, "part", WEIGHTS, bits=5)

@@ -6,9 +6,11 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from sanawm_env import bundle
 from sanawm_env.errors import BackendError, BundleError, ConfigError
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.config import tiny_config
@@ -161,6 +163,13 @@ def test_every_stage_in_miniature(tmp_path: Path) -> None:
     figures = run_stage("smoke", {"out": str(tmp_path), "device": "cpu"})
     first = json.loads((Path(figures["bundle"]) / "bundle.json").read_text())
     assert len(first["provenance"]["denoiser"]) == 1
+    for name in ("bidirectional", "teacher", "ode", "distill"):
+        model = bundle.load(figures[name]["bundle"], device="cpu", precision="fp32")
+        assert model.config.variant == (name if name in ("bidirectional", "teacher") else "distilled")
+        assert np.isfinite(list(figures[name].values())[2:]).all()
+    told = json.loads((Path(figures["distill"]["bundle"]) / "bundle.json").read_text())
+    assert len(told["provenance"]["denoiser"]) == 5 and told["name"] == "tiny"
+    assert bundle.load(figures["refiner"]["bundle"], device="cpu", precision="fp32", refiner=True).refiner is not None
     # A bundle is where another run may start; it carries on what is known of the weights.
     told = {"start": figures["bundle"], "out": str(tmp_path / "on"), "smoke": True, "device": "cpu"}
     again = run_stage("rooms-denoiser", told | {"first_seed": 500})

@@ -2,33 +2,26 @@
 every weight.
 """
 
+import pytest
 import torch
+from tests.sanawm_env.training.small import CONFIG, GRID, clip
 
-from sanawm_env.conditioning import Conditioning, condition
-from sanawm_env.model.chunks import ChunkGrid, clip_chunks, next_chunk
-from sanawm_env.model.config import tiny_config
+from sanawm_env.conditioning import Conditioning
+from sanawm_env.errors import ConfigError
+from sanawm_env.model.chunks import next_chunk
 from sanawm_env.model.denoiser import Denoiser, last_memory
 from sanawm_env.model.initialise import initialise, randomise
-from sanawm_env.training.objective import Levels, chunk_mixture, mixture_loss, streamed_loss
-
-CONFIG = tiny_config().denoiser
-GRID = (4, 5)
-
-
-def clip(latents: int = 9, batch: int = 2) -> tuple[torch.Tensor, Conditioning, ChunkGrid]:
-    torch.manual_seed(0)
-    poses = torch.eye(4).repeat(batch, 1 + 4 * (latents - 1), 1, 1)
-    poses[..., 2, 3] = 0.05 * torch.arange(poses.shape[1])
-    given = condition(
-        poses,
-        torch.tensor([[25.0, 25.0, 19.5, 15.5]]).expand(batch, 4),
-        torch.arange(latents).expand(batch, -1),
-        temporal_stride=4,
-        spatial_stride=8,
-        grid=GRID,
-        first=True,
-    )
-    return torch.randn(batch, latents, CONFIG.in_channels, *GRID), given, clip_chunks(latents, CONFIG.chunk_latents)
+from sanawm_env.training.objective import (
+    Levels,
+    blank_memory,
+    chunk_mixture,
+    clip_loss,
+    mixture_loss,
+    noised,
+    of_frames,
+    streamed_loss,
+    velocity,
+)
 
 
 def cut(given: Conditioning, begin: int, end: int) -> Conditioning:
@@ -133,6 +126,32 @@ def test_mixture_loss_counts_noisy_frames_alone() -> None:
     denoiser = Denoiser(CONFIG)
     randomise(denoiser, torch.Generator().manual_seed(0))
     clean, given, chunks = clip()
-    memory = denoiser.memory(2, GRID, device=clean.device, dtype=torch.float32)
-    loss = mixture_loss(denoiser, clean, given, chunks, memory, Levels(), torch.ones(CONFIG.in_channels))
+    loss = mixture_loss(denoiser, clean, given, chunks, Levels(), torch.ones(CONFIG.in_channels))
     assert bool(torch.isfinite(loss)) and loss.requires_grad
+    # By hand: one noisy chunk of four, the error of its velocity; the first frame counts at no level.
+    level = of_frames(torch.tensor([[0.0, 0, 400, 0], [900.0, 0, 0, 0]]), chunks)
+    assert level[0].tolist() == [0, 0, 0, 0, 0, 400, 400, 0, 0] and level[1].tolist() == [0, 900, 900, *[0] * 6]
+    noisy = noised(clean, level)
+    ones = torch.ones(CONFIG.in_channels)
+    with torch.no_grad():
+        loss = clip_loss(denoiser, clean, level, given, chunks, ones, velocity, noisy)
+        seen = denoiser.predict_clean(noisy, level, given, chunks, blank_memory(denoiser, clean))
+    error = (seen - clean).square()
+    want = 0.5 * (error[0, 5:7].mean() / 0.4**2 + error[1, 1:3].mean() / 0.9**2)
+    torch.testing.assert_close(loss, want)
+
+
+def test_the_velocity_s_error_is_that_of_the_velocity() -> None:
+    clean, level = torch.randn(2, 3, 4, 2, 2), torch.tensor([[0.0, 500, 1000], [0.0, 250, 250]])
+    noise, ones = torch.randn_like(clean), torch.ones(4)
+    sigma = (level / 1000)[..., None, None, None]
+    x, seen = (1 - sigma) * clean + sigma * noise, torch.randn_like(clean)
+    want = ((x - seen) / sigma - (noise - clean)).square().mean(2)[:, 1:]
+    torch.testing.assert_close(velocity(seen, clean, level, ones)[:, 1:], want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_papers_shares_are_an_option() -> None:
+    level = chunk_mixture(4000, 6, torch.device("cpu"), Levels(full_share=0.0, shares=(0.1, 0.4, 0.4, 0.1)))
+    assert 0.08 < float((level[:, 0] == 0).float().mean()) < 0.12
+    with pytest.raises(ConfigError, match="not all 0"):
+        Levels(shares=(0.0, 0.0, 0.0, 0.0))

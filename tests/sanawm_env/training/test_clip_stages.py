@@ -1,0 +1,180 @@
+"""The stages of the recipe on tiny worlds: their losses fall on clips that stay, what they make starts from, and their
+bundles open.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sanawm_env import bundle
+from sanawm_env.errors import ConfigError
+from sanawm_env.evaluation.rooms import evaluate
+from sanawm_env.model.chunks import ChunkGrid
+from sanawm_env.model.config import Schedule
+from sanawm_env.model.initialise import initialise
+from sanawm_env.training import run_stage
+from sanawm_env.training.clip_stage import ClipStage, many_steps, turned
+from sanawm_env.training.denoiser import BidirectionalStage, BidirectionalTraining, DenoiserStage, TeacherTraining
+from sanawm_env.training.distill import DistillStage, DistillTraining
+from sanawm_env.training.objective import clip_loss, noised, velocity
+from sanawm_env.training.ode import OdeStage, OdeTraining
+from sanawm_env.training.ranks import Ranks
+from sanawm_env.training.stages import SMOKE_CLIPS, SMOKE_STEPS, _read
+from sanawm_env.world import WorldModel
+
+STEPS = Schedule(steps=4, shift=2.0, guidance=1.0)
+
+
+def ranks() -> Ranks:
+    made = Ranks()
+    made.device = torch.device("cpu")
+    return made
+
+
+def settings(kind: type[Any], out: Path, **given: Any) -> Any:
+    small = SMOKE_CLIPS | {name: x for name, x in SMOKE_STEPS.items() if name in kind.__dataclass_fields__}
+    return _read(kind, {"out": out, "lr": 3e-3, "muon_lr": None, "warmup": 1, **given}, small)
+
+
+def fresh(model: WorldModel) -> WorldModel:
+    """The same world with weights that training begins with."""
+    return WorldModel(model.config, initialise(copy.deepcopy(model.denoiser)), model.autoencoder)
+
+
+def losses(stage: ClipStage, steps: int) -> list[float]:
+    bank, weight = stage.new_bank()
+    return [float(stage.step(bank, bank.draw(2), weight)[0]) for _ in range(steps)]
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_model: WorldModel) -> WorldModel:
+    return turned(tiny_model, "teacher", **many_steps(STEPS))
+
+
+def test_many_steps_hold_those_of_a_student() -> None:
+    sixteen = Schedule(steps=16, shift=2.0, guidance=1.0).timesteps
+    assert sixteen[::4] == STEPS.timesteps == (1000, 857, 667, 400) and sixteen[-1] == 118
+
+
+def test_the_teacher_learns_with_its_own_rollouts_as_history(tiny_model: WorldModel, tmp_path: Path) -> None:
+    given = settings(TeacherTraining, tmp_path, rolled=2, bank=2)
+    stage = DenoiserStage(given, turned(fresh(tiny_model), "teacher", **many_steps(STEPS)), ranks())
+    bank, weight = stage.new_bank()
+    before = bank.history.clone()
+    found = [float(stage.step(bank, bank.draw(2), weight)[0]) for _ in range(30)]
+    assert np.mean(found[-8:]) < 0.75 * np.mean(found[:8])
+    assert torch.equal(bank.history, before)  # only a refresh rolls out
+    stage.refresh(bank)
+    assert torch.equal(bank.history[:, 0], bank.latents[:, 0])
+    assert not torch.equal(bank.history[:, 1:], bank.latents[:, 1:])
+
+
+def test_the_bidirectional_model_learns_clips_as_a_whole(tiny_model: WorldModel, tmp_path: Path) -> None:
+    given = settings(BidirectionalTraining, tmp_path)
+    stage = BidirectionalStage(given, turned(fresh(tiny_model), "bidirectional", **many_steps(STEPS)), ranks())
+    bank, weight = stage.new_bank()
+    clips = bank.draw(4)
+    level = torch.full(clips.latents.shape[:2], 800.0)
+    level[:, 0] = 0
+    noisy, whole = noised(clips.latents, level), ChunkGrid((5,), opening=True)
+
+    def error() -> float:
+        with torch.no_grad():
+            loss = clip_loss(stage.denoiser, clips.latents, level, stage.given(clips), whole, weight, velocity, noisy)
+        return float(loss)
+
+    before = error()
+    for _ in range(30):
+        stage.step(bank, bank.draw(2), weight)
+    assert error() < 0.8 * before
+    assert not stage.world.steppable and set(stage.validate(frames=8)) == {"psnr_8"}
+
+
+def test_a_student_begins_as_its_teachers_trajectories_end(teacher: WorldModel, tmp_path: Path) -> None:
+    given = settings(OdeTraining, tmp_path, timesteps=(1000, 667))
+    stage = OdeStage(given, teacher, ranks())
+    bank, weight = stage.new_bank()
+    clips = bank.draw(2)
+    assert clips.path.shape == (3, 2, 5, 8, *teacher.config.grid) and torch.equal(clips.latents, clips.path[-1])
+    assert torch.equal(clips.path[:, :, 0], clips.path[:1, :, 0].expand(3, -1, -1, -1, -1))
+    # Of noise at level 1000, a little closer to the end at 667.
+    far, near = ((clips.path[k] - clips.path[-1])[:, 1:].abs().mean() for k in (0, 1))
+    assert 0.9 < float(clips.path[0][:, 1:].std()) < 1.1 and float(near) < float(far)
+    found = [float(stage.step(bank, bank.draw(2), weight)[0]) for _ in range(40)]
+    assert np.mean(found[-10:]) < 0.8 * np.mean(found[:10])
+    assert stage.world.variant == "distilled" and stage.world.timesteps == (1000, 667)
+    with pytest.raises(ConfigError, match="levels at which the teacher steps"):
+        OdeStage(replace(given, timesteps=(1000, 500)), teacher, ranks())
+
+
+def test_distillation_trains_student_and_fake_score(
+    teacher: WorldModel, tiny_model: WorldModel, tmp_path: Path
+) -> None:
+    real = turned(fresh(tiny_model), "bidirectional", **many_steps(STEPS))
+    given = settings(DistillTraining, tmp_path, real="given", every=2, critic_lr=3e-3, timesteps=(1000, 600))
+    stage = DistillStage(given, turned(teacher, "distilled"), real, ranks())
+    before = {name: x.clone() for name, x in stage.denoiser.state_dict().items()}
+    frozen = {name: x.clone() for name, x in stage.real.state_dict().items()}
+    found = losses(stage, 8)
+    assert found[-1] < 0.7 * found[0]  # the fake score comes to know what the student makes
+    moved = [name for name, x in stage.denoiser.state_dict().items() if not torch.equal(x, before[name])]
+    assert len(moved) > 0.8 * len(dict(stage.denoiser.named_parameters())) and stage.run.step == 8
+    assert all(torch.equal(x, frozen[name]) for name, x in stage.real.state_dict().items())
+    assert set(stage.figures()) == {"student", "nudge"} and float(stage.figures()["nudge"]) > 0
+
+
+def test_distillation_goes_on_with_its_fake_score(teacher: WorldModel, tmp_path: Path) -> None:
+    given = settings(DistillTraining, tmp_path, real="given", every=1, max_steps=1, validation_scenes=1)
+    first = DistillStage(given, turned(teacher, "distilled"), teacher, ranks())
+    first.train()
+    second = DistillStage(given, turned(teacher, "distilled"), teacher, ranks())
+    assert second.run.step == 1
+    for one, other in ((first.fake, second.fake), (first.denoiser, second.denoiser)):
+        for name, x in one.state_dict().items():
+            assert torch.equal(x, other.state_dict()[name]), name
+    model = bundle.load(tmp_path / "bundle", device="cpu", precision="fp32")
+    assert model.config.variant == "distilled" and model.config.timesteps == STEPS.timesteps
+    other = WorldModel.random(teacher.config, seed=1)
+    with pytest.raises(ConfigError, match="autoencoders differ"):
+        DistillStage(given, turned(teacher, "distilled"), other, ranks())
+
+
+def test_bundles_of_every_variant_are_judged(tiny_model: WorldModel, tmp_path: Path) -> None:
+    for variant in ("bidirectional", "teacher"):
+        told = turned(tiny_model, variant, **many_steps(STEPS))  # type: ignore[arg-type]
+        bundle.save(tmp_path / variant, told, {}, bits=32)
+        model = bundle.load(tmp_path / variant, device="cpu", precision="fp32")
+        assert model.config == told.config
+        report = evaluate(model, scenes=2, frames=8, returns=())
+        assert np.isfinite(report["psnr_visible"]["8"])
+
+
+def test_a_stage_without_what_it_needs_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="start=FOLDER"):
+        run_stage("rooms-ode", {"out": str(tmp_path), "device": "cpu", "smoke": True})
+    with pytest.raises(ConfigError, match="'real' of DistillTraining is missing"):
+        run_stage("rooms-distill", {"out": str(tmp_path), "device": "cpu", "smoke": True, "start": "rooms"})
+
+
+def test_a_group_given_in_part_keeps_the_stages_own_values(tmp_path: Path) -> None:
+    read = _read(TeacherTraining, {"out": tmp_path, "schedule": {"steps": 8}, "levels": {"shift": 3.0}}, {})
+    assert read.schedule == Schedule(steps=8, shift=2.0, guidance=1.0)
+    assert (read.levels.law, read.levels.shift) == ("logit_normal", 3.0)
+
+
+def test_the_bundle_tells_the_stages_before_it(tiny_model: WorldModel, tmp_path: Path) -> None:
+    given = settings(TeacherTraining, tmp_path, max_steps=1, validation_scenes=1)
+    stage = DenoiserStage(
+        given, turned(tiny_model, "teacher", **many_steps(STEPS)), ranks(), {"denoiser": [{"steps": 7}]}
+    )
+    stage.train()
+    told = json.loads((tmp_path / "bundle" / "bundle.json").read_text())["provenance"]["denoiser"]
+    assert [row["steps"] for row in told] == [7, 1] and told[1]["settings"]["measure"] == "velocity"
