@@ -38,9 +38,11 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.policies.cloning_train import CloningTraining
     from sanawm_env.quantise import Quantize
     from sanawm_env.teleop import Teleop
+    from sanawm_env.training.adapt_settings import AdaptTraining
     from sanawm_env.training.autoencoder import AutoencoderTraining
     from sanawm_env.training.denoiser import DenoiserTraining
     from sanawm_env.training.ppo import PpoTraining
+    from sanawm_env.training.rooms_drives import RecordRooms
 
     return {
         "annotate": Annotate,
@@ -66,6 +68,8 @@ def config_classes() -> dict[str, type]:
         "train_rooms_autoencoder": AutoencoderTraining,
         "train_rooms_denoiser": DenoiserTraining,
         "train_ppo": PpoTraining,
+        "train_adapt": AdaptTraining,
+        "record_rooms": RecordRooms,
     }
 
 
@@ -83,7 +87,7 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
         *("demo", "teleop", "eval_rooms", "eval_precision_parity", "eval_transfer"),
         *("generate", "collect", "train_cloning"),
         *("bench_futures", "bench_kernels", "bench_logging", "bench_report", "bench_rooms"),
-        *("bench_sana_wm", "bench_store", "bench_training", "train_ppo"),
+        *("bench_sana_wm", "bench_store", "bench_training", "train_ppo", "record_rooms"),
     ],
 )
 def test_yaml_shows_every_key(command: str) -> None:
@@ -103,7 +107,7 @@ def test_yaml_composes_and_builds(command: str) -> None:
         mapping |= {"bundle": "rooms", "out": "ours"}
     if command == "annotate":
         mapping |= {"video": "walk.mp4", "out": "ours", "licence": "CC0-1.0"}
-    if command.startswith("train_rooms"):
+    if command.startswith(("train_rooms", "train_adapt")):
         mapping = {key: value for key, value in mapping.items() if key not in STAGE_KEYS}
     from_mapping(config_classes()[command], mapping)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def run_stage(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs the stage "rooms-autoencoder", "rooms-denoiser" or "smoke" (stages.py says what the mapping holds)."""
+    """Runs the stage "rooms-autoencoder", "rooms-denoiser", "adapt" or "smoke"; see stages.py for the mapping."""
     from sanawm_env.training.stages import run_stage as run  # torch and diffusers are loaded only by whoever trains
 
     return run(name, mapping)

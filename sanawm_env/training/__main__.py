@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 from sanawm_env.config import parse_overrides
 from sanawm_env.errors import SanaWMError
 from sanawm_env.training import run_stage
 
+STAGES = "rooms-autoencoder|rooms-denoiser|adapt|smoke"
+
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0, or 1 with the error on stderr."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m sanawm_env.training rooms-autoencoder|rooms-denoiser|smoke out=FOLDER [key=value ...]")
+        print(f"usage: python -m sanawm_env.training {STAGES} out=FOLDER [key=value ...]")
         return 0
     try:
-        run_stage(arguments[0], parse_overrides(arguments[1:]))
+        figures = run_stage(arguments[0], parse_overrides(arguments[1:]))
     except SanaWMError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    if figures:
+        print(json.dumps(figures))
     return 0
 
 
