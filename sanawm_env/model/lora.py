@@ -55,8 +55,9 @@ class LowRank(nn.Module):
             layer.register_forward_hook(functools.partial(self._add, index))
 
     def _add(self, index: int, layer: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        inner = functional.linear(given[0].to(self.down[index].dtype), self.down[index])
-        return out + self.scale * functional.linear(inner, self.up[index]).to(out.dtype)
+        x = given[0]
+        inner = functional.linear(x, self.down[index].to(x.dtype))
+        return out + self.scale * functional.linear(inner, self.up[index].to(inner.dtype)).to(out.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         """On the CPU, by the names that PEFT gives them and `merging` reads."""

@@ -220,7 +220,7 @@ class Adaptation:
         else:
             adapted = with_weights(self.model, self.run.ema.state.__getitem__)
         self._write(adapted, figures)
-        after = self._measured(bundle.load(out / BUNDLE, device=self.device, precision="fp32"))
+        after = self._measured(bundle.load(out / BUNDLE, device=self.device, precision="fp32", captured=False))
         gain = {name: round(after[name] - self.before[name], 2) for name in after}
         figures |= {"before": self.before, "after": after, "gain": gain}
         self._write(adapted, figures)
