@@ -168,7 +168,7 @@ class Adaptation:
         channels = self.config.denoiser.in_channels
         if self.config.denoiser.prediction != "clean":
             return torch.ones(channels, device=self.device)
-        # One opening chunk is enough: more of them move the weights by 7 % in the mean, and every channel decodes all of it.
+        # Of one opening chunk: each channel takes a decoding, and more chunks move the weights by 7 % in the mean.
         few = self.clips[0].draw(np.arange(1)).latents[:, : 1 + self.config.chunk_latents]
         torch.manual_seed(self.settings.seed)
         return channel_weights(self.model.autoencoder, few.to(self.device))
