@@ -118,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     _command(train, "rooms-distill", _train, "that student on its own rollouts, by matching scores; writes a bundle")
     _command(train, "rooms-refiner", _train, "a small refiner of a world's latents; writes it beside a bundle")
     _command(train, "estimate", _train, "the memory in which a denoiser trains, on one GPU or several")
+    _command(train, "adapt", _train, "a bundle on episodes of your own; whole or by low-rank adapters")
     _command(train, "smoke", _train, "every stage for a few steps on a CPU")
     cloning = _command(train, "cloning", _train_cloning, "a policy from the demonstrations of an episode store")
     _flags(cloning, device=str, out=str)
@@ -125,6 +126,9 @@ def parser() -> argparse.ArgumentParser:
     _flags(ppo, environment=str, minutes=float, steps=int, num_envs=int, device=str, bundle=str, out=str)
     collect = _command(commands, "collect", _collect, "demonstrations of a scripted expert in an episode store")
     _flags(collect, episodes=int, world=str, device=str, bundle=str, out=str)
+    record = _subjects(commands, "record", "episodes drawn by the ray-caster")
+    rooms = _command(record, "rooms", _record_rooms, "drives through rooms of a style; goes on where it was cut off")
+    _flags(rooms, episodes=int, frames=int, style=str, device=str, bundle=str, out=str)
     convert = _command(
         commands, "convert", _convert, "write a released checkpoint as a bundle", operands=("source", "target")
     )
@@ -293,6 +297,12 @@ def _collect(options: argparse.Namespace) -> None:
     from sanawm_env.demonstrations import Collect, collect
 
     print(json.dumps(collect(_build(Collect, "collect", options))))
+
+
+def _record_rooms(options: argparse.Namespace) -> None:
+    from sanawm_env.training.rooms_drives import RecordRooms, record
+
+    print(json.dumps(record(_build(RecordRooms, "record_rooms", options))))
 
 
 def _train_ppo(options: argparse.Namespace) -> None:

@@ -44,7 +44,6 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "s3": (("s3fs",), "episode stores in an object store"),
     "rl": (("stable-baselines3",), "reinforcement learning"),
     "annotate": (("pycolmap",), "structure from motion of own footage"),
-    "lora": (("peft",), "fine-tuning of a few weights"),
     "mujoco": (("mujoco", "imageio"), "kinematic chains of robots, recording MuJoCo's scenes"),
     "export": (("pyarrow", "h5py", "minari"), "datasets of LeRobot and Minari"),
     "metrics": (("torchmetrics", "matplotlib"), "metrics of pictures and video"),

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 
 # What `run_stage` takes beside the fields of a stage's settings.
 STAGE_KEYS = {"device", "smoke", "autoencoder", "start"}
-STAGES = ("train_rooms", "train_estimate")
+STAGES = ("train_rooms", "train_estimate", "train_adapt")
 
 
 def config_classes() -> dict[str, type]:
@@ -39,6 +39,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.policies.cloning_train import CloningTraining
     from sanawm_env.quantise import Quantize
     from sanawm_env.teleop import Teleop
+    from sanawm_env.training.adapt_settings import AdaptTraining
     from sanawm_env.training.autoencoder import AutoencoderTraining
     from sanawm_env.training.denoiser import BidirectionalTraining, DenoiserTraining, TeacherTraining
     from sanawm_env.training.distill import DistillTraining
@@ -46,6 +47,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.training.ode import OdeTraining
     from sanawm_env.training.ppo import PpoTraining
     from sanawm_env.training.refiner import RefinerTraining
+    from sanawm_env.training.rooms_drives import RecordRooms
 
     return {
         "annotate": Annotate,
@@ -77,6 +79,8 @@ def config_classes() -> dict[str, type]:
         "train_rooms_distill": DistillTraining,
         "train_estimate": Estimate,
         "train_ppo": PpoTraining,
+        "train_adapt": AdaptTraining,
+        "record_rooms": RecordRooms,
     }
 
 
@@ -94,7 +98,7 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
         *("demo", "teleop", "eval_rooms", "eval_precision_parity", "eval_transfer"),
         *("generate", "collect", "train_cloning"),
         *("bench_futures", "bench_kernels", "bench_logging", "bench_report", "bench_rooms"),
-        *("bench_sana_wm", "bench_store", "bench_training", "train_ppo"),
+        *("bench_sana_wm", "bench_store", "bench_training", "train_ppo", "record_rooms"),
     ],
 )
 def test_yaml_shows_every_key(command: str) -> None:

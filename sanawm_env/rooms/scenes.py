@@ -21,6 +21,7 @@ from sanawm_env.errors import SceneError
 from sanawm_env.rooms import decals, finishes, layout, palette
 from sanawm_env.rooms.draws import Draws
 from sanawm_env.rooms.furnishing import FAR, Furniture, furnish
+from sanawm_env.rooms.styles import styled
 
 _DOMAIN = 1
 
@@ -116,8 +117,11 @@ class Scenes:
         return found
 
 
-def sample_scenes(seeds: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> Scenes:
-    """Rooms of the given seeds. A room depends on its seed alone; drawn on the CPU, so alike on every device."""
+def sample_scenes(seeds: Sequence[int] | Tensor, device: torch.device | str = "cpu", *, style: str = "day") -> Scenes:
+    """Rooms of the given seeds. A room depends on its seed and style alone; drawn on the CPU, so alike on every device.
+
+    style: how they look, "day" or "night" (styles.py); geometry does not depend on it. Raises SceneError.
+    """
     numbers = torch.as_tensor(seeds, dtype=torch.int64, device="cpu").reshape(-1)
     if not len(numbers):
         raise SceneError("sample_scenes got no seed; pass one seed per room, at least one")
@@ -140,7 +144,7 @@ def sample_scenes(seeds: Sequence[int] | Tensor, device: torch.device | str = "c
         colours=colours,
         heights=furniture.height,
     )
-    return scenes.to(device)
+    return styled(scenes, style).to(device)
 
 
 def _with_shell(furniture: Furniture, half_x: Tensor, half_z: Tensor, height: Tensor) -> Tensor:

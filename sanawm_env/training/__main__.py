@@ -16,10 +16,12 @@ def main(arguments: list[str]) -> int:
         print(f"usage: python -m sanawm_env.training STAGE out=FOLDER [key=value ...]; STAGE: {', '.join(STAGES)}")
         return 0
     try:
-        print(json.dumps(run_stage(arguments[0], parse_overrides(arguments[1:]))))
+        figures = run_stage(arguments[0], parse_overrides(arguments[1:]))
     except SanaWMError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    if figures:
+        print(json.dumps(figures))
     return 0
 
 

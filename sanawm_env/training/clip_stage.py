@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from sanawm_env.bundle import save as save_bundle
-from sanawm_env.conditioning import Conditioning, condition
+from sanawm_env.conditioning import Conditioning
 from sanawm_env.evaluation.rollout import dream
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.config import Schedule, Variant
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.rooms import render, sample_scenes
-from sanawm_env.training.latents import ClipBank, Clips, ClipSource
+from sanawm_env.training.latents import ClipBank, Clips, ClipSource, clip_conditioning
 from sanawm_env.training.learner import Learner
 from sanawm_env.training.loop import Log
 from sanawm_env.training.paths import HELD_OUT_SEEDS, plan_paths
@@ -212,16 +212,8 @@ class ClipStage(ABC):
 
     def given(self, clips: Clips) -> Conditioning:
         """What the denoiser is told about the clips."""
-        batch, latents = clips.latents.shape[:2]
-        return condition(
-            clips.poses,
-            torch.tensor(self.world.intrinsics, device=self.device).expand(batch, 4),
-            torch.arange(latents, device=self.device).expand(batch, -1),
-            temporal_stride=self.world.temporal_stride,
-            spatial_stride=self.world.spatial_stride,
-            grid=self.world.grid,
-            first=True,
-        )
+        intrinsics = torch.tensor(self.world.intrinsics, device=self.device).expand(len(clips.poses), 4)
+        return clip_conditioning(self.world, clips.poses, intrinsics)
 
     def averaged_model(self) -> WorldModel:
         """The world of the weights last averaged."""

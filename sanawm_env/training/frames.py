@@ -22,9 +22,13 @@ class Picture:
     fps: float
 
 
-def rendered(picture: Picture, seeds: list[int], path: np.ndarray, device: torch.device) -> Tensor:
-    """Frames uint8 [B, T, H, W, 3] seen in the rooms of `seeds` along camera-to-world poses [B, T, 4, 4]."""
-    scenes = sample_scenes(seeds, device=device)
+def rendered(
+    picture: Picture, seeds: list[int], path: np.ndarray, device: torch.device, *, style: str = "day"
+) -> Tensor:
+    """Frames uint8 [B, T, H, W, 3] seen in the rooms of `seeds` along camera-to-world poses [B, T, 4, 4]. style: of
+    `sample_scenes`.
+    """
+    scenes = sample_scenes(seeds, device=device, style=style)
     poses = torch.from_numpy(path).to(device, torch.float32)
     size = (picture.height, picture.width)
     return render(scenes, poses, picture.intrinsics, size, geometry=False).rgb

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sanawm_env.camera import relative_poses
+from sanawm_env.conditioning import Conditioning, condition
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.rooms import render, sample_scenes
@@ -89,3 +90,18 @@ class ClipBank:
     def remember(self, rows: Tensor, history: Tensor) -> None:
         """Histories [B, T, channels, h, w] of the clips at `rows`."""
         self.history[rows] = history.to(self.history)
+
+
+def clip_conditioning(config: WorldConfig, poses: Tensor, intrinsics: Tensor) -> Conditioning:
+    """What a denoiser is told about whole clips. poses: [B, frames + 1, 4, 4] relative to the first; intrinsics: [B, 4]
+    on their device."""
+    latents = (poses.shape[1] - 1) // config.temporal_stride + 1
+    return condition(
+        poses,
+        intrinsics,
+        torch.arange(latents, device=poses.device).expand(len(poses), -1),
+        temporal_stride=config.temporal_stride,
+        spatial_stride=config.spatial_stride,
+        grid=config.grid,
+        first=True,
+    )

@@ -71,9 +71,9 @@ def run_stage(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Runs the stage `name` and returns its figures.
 
     mapping: fields of the stage's settings, and beside them `device` ("auto", "cpu", "cuda") and `smoke` (tiny
-    sizes, seconds on a CPU). rooms-autoencoder also takes a group `autoencoder` (AutoencoderConfig); the others take
-    `start`, a bundle whose weights they go on from, or, but for those that need a teacher, `autoencoder`, the folder
-    that the first stage left. ConfigError names an unknown stage or key.
+    sizes, seconds on a CPU; not for adapt). rooms-autoencoder also takes a group `autoencoder` (AutoencoderConfig);
+    the others take `start`, a bundle whose weights they go on from, or, but for those that need a teacher,
+    `autoencoder`, the folder that the first stage left. ConfigError names an unknown stage or key.
     """
     if name not in STAGES:
         raise ConfigError(f"stage is {name!r}; {nearest(name, STAGES)}")
@@ -221,6 +221,13 @@ def _smoke(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         return figures
 
 
+def _adapt(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    # Reading episode stores needs packages that the other stages do without.
+    from sanawm_env.training.adapt import AdaptTraining, adapt
+
+    return adapt(from_mapping(AdaptTraining, settings), ranks)
+
+
 STAGES: dict[str, Callable[[dict[str, Any], Ranks], dict[str, Any]]] = {
     "rooms-autoencoder": _rooms_autoencoder,
     "rooms-denoiser": _rooms_denoiser,
@@ -231,4 +238,5 @@ STAGES: dict[str, Callable[[dict[str, Any], Ranks], dict[str, Any]]] = {
     "rooms-refiner": _rooms_refiner,
     "smoke": _smoke,
     "estimate": lambda settings, ranks: estimate(from_mapping(Estimate, settings)),
+    "adapt": _adapt,
 }

@@ -12,6 +12,9 @@ from sanawm_env.rooms import clearance, layout, sample_scenes
 from sanawm_env.rooms.draws import Draws
 from sanawm_env.rooms.palette import NAMES, VIVID
 
+# Sums of the tables of rooms 0, 5 and 10^9, in the order of the fields, as they were when weights were trained on them.
+LOOK = [1000000005.0, 27.569, 25078.432, 2490577.456, -9448.352, -7.867, 5.364, 12006.576, 220.0, 191.0, 43.004]
+
 
 def test_a_room_does_not_depend_on_its_batch() -> None:
     batch = sample_scenes(range(100, 137))
@@ -93,3 +96,25 @@ def test_clearance_is_signed() -> None:
 def test_no_seed_is_an_error() -> None:
     with pytest.raises(SceneError, match="at least one"):
         sample_scenes([])
+
+
+def test_styles_change_colours_and_light_alone() -> None:
+    day, night = (sample_scenes(range(20), style=style) for style in ("day", "night"))
+    default = sample_scenes(range(20))
+    names = [field.name for field in fields(day)]
+    assert all(torch.equal(getattr(day, name), getattr(default, name)) for name in names)
+    changed = {name for name in names if not torch.equal(getattr(day, name), getattr(night, name))}
+    assert changed == {"materials", "decals", "lights", "ambient"}
+    assert torch.equal(day.materials[:, 9:], night.materials[:, 9:])  # patterns
+    assert torch.equal(day.materials[:, :, : layout.FLOOR], night.materials[:, :, : layout.FLOOR])  # furniture
+    assert torch.equal(day.lights[..., :3], night.lights[..., :3])
+    alone = sample_scenes([7], style="night")
+    assert torch.equal(alone.materials[0], night.materials[7])
+    with pytest.raises(SceneError, match="style is 'dusk'"):
+        sample_scenes([0], style="dusk")
+
+
+def test_rooms_of_day_look_as_they_always_did() -> None:
+    rooms = sample_scenes([0, 5, 10**9])
+    found = [round(float(getattr(rooms, field.name).double().sum()), 3) for field in fields(rooms)]
+    assert found == LOOK
