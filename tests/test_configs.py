@@ -34,6 +34,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.demonstrations import Collect
     from sanawm_env.evaluation.parity import EvalPrecisionParity
     from sanawm_env.evaluation.transfer import EvalTransfer
+    from sanawm_env.evaluation.world import EvalWorld
     from sanawm_env.generation.config import Generate
     from sanawm_env.policies.cloning_train import CloningTraining
     from sanawm_env.quantise import Quantize
@@ -57,6 +58,7 @@ def config_classes() -> dict[str, type]:
         "generate": Generate,
         "eval_precision_parity": EvalPrecisionParity,
         "eval_transfer": EvalTransfer,
+        "eval_world": EvalWorld,
         "bench_sana_wm": BenchSanaWM,
         "bench_report": Report,
         "bench_store": BenchStore,

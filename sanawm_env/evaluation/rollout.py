@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +31,20 @@ class Dream:
 
 
 def dream(
-    model: WorldModel, pictures: Tensor, seeds: Sequence[int], poses: Tensor, keep: Sequence[int], progress: Progress
+    model: WorldModel,
+    pictures: Tensor,
+    seeds: Sequence[int],
+    poses: Tensor,
+    keep: Sequence[int],
+    progress: Progress,
+    **given: Any,
 ) -> Dream:
     """Worlds started at pictures uint8 [B, H, W, 3] and driven along poses [B, 1 + k F, 4, 4], chunk by chunk.
 
-    keep: numbers of the frames to return, 0 the first picture as the autoencoder shows it.
+    keep: numbers of the frames to return, 0 the first picture as the autoencoder shows it. given: intrinsics and text,
+    as `initial` takes them.
     """
-    state, shown = initial(model, pictures, seeds=seeds, poses=poses[:, 0])
+    state, shown = initial(model, pictures, seeds=seeds, poses=poses[:, 0], **given)
     wanted, kept, latents, done = set(keep), {0: _first(shown.frames)}, [shown.latents], 0
     began = _now(model)
     for _, shown in rollout(model, state, poses[:, 1:]):

@@ -16,9 +16,6 @@ from sanawm_env.evaluation.pictures import contrast, sharpness
 from sanawm_env.generation.config import Filters
 from sanawm_env.model.config import WorldConfig
 
-# A frame is compared with the truth only where at least this share of it was seen in the first picture.
-ENOUGH_SEEN = 0.3
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -57,7 +54,7 @@ def pose_offsets(
     from sanawm_env.evaluation import rooms
     from sanawm_env.evaluation.held_out import HeldOut
     from sanawm_env.evaluation.pose_error import magnitude
-    from sanawm_env.evaluation.visibility import visible
+    from sanawm_env.evaluation.visibility import ENOUGH_SEEN, visible
 
     asked = torch.from_numpy(np.concatenate([start_pose[None], poses]))[None]
     scene = HeldOut(seeds=(room,), poses=asked, config=config, device=torch.device("cpu"))
