@@ -157,9 +157,7 @@ def _waypoints(template: Template, rng: np.random.Generator) -> np.ndarray:
     return rows - rows[0]
 
 
-def _within(
-    shape: np.ndarray, start: np.ndarray, travel: float, frames: int, fps: float, caps: Caps
-) -> np.ndarray:
+def _within(shape: np.ndarray, start: np.ndarray, travel: float, frames: int, fps: float, caps: Caps) -> np.ndarray:
     """The path through waypoints [N, 6] at an even pace, as long and as far turned as the caps and its time let it."""
     seconds = frames / fps
     speed, turning = SPARE * caps.metres_per_second, np.radians(SPARE * caps.degrees_per_second)
@@ -189,8 +187,9 @@ def _even(effort: np.ndarray, frames: int) -> np.ndarray:
 def _peak(poses: np.ndarray, fps: float) -> np.ndarray:
     """Highest speed, m/s, and turning, rad/s."""
     turned = np.swapaxes(poses[:-1, :3, :3], 1, 2) @ poses[1:, :3, :3]
-    steps = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=-1), np.linalg.norm(
-        vector_from_rotation(turned), axis=-1
+    steps = (
+        np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=-1),
+        np.linalg.norm(vector_from_rotation(turned), axis=-1),
     )
     return np.array([step.max() for step in steps]) * fps
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
 
 NOT_AVAILABLE = "not available"
-QUALITY_MODEL = "openai/clip-vit-base-patch16"
+QUALITY_MODEL: Final = "openai/clip-vit-base-patch16"
 
 
 @dataclass(frozen=True, kw_only=True)

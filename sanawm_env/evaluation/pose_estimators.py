@@ -48,7 +48,9 @@ def by_rendering(
     """Render-and-compare on what the first picture has shown; frames of which that is less than 0.3 have no pose: what
     a world makes up was taken from nowhere. The first picture is given, and so is its pose."""
     if clips.rooms is None or truth is None or seen is None:
-        raise ConfigError("poses='render' needs rooms, which have a truth; use poses='colmap' for other clips, or null.")
+        raise ConfigError(
+            "poses='render' needs rooms, which have a truth; use poses='colmap' for other clips, or null."
+        )
     later = [number for number in numbers if number > 0]
     asked = clips.poses[:, later]
     offsets = pose_offsets(clips.rooms, frames[:, later], truth[:, later], seen[:, later], asked)

@@ -53,7 +53,7 @@ class Clips:
 def rooms_clips(
     config: WorldConfig, split: Split, numbers: Sequence[int], seed: int, frames: int, device: torch.device, caps: Caps
 ) -> Clips:
-    """Clips of held-out rooms: number k is room k of the held-out set of `seed`, along template k of the split, in turn.
+    """Clips of held-out rooms: number k is room k of the held-out set of `seed`, along template k of the split in turn.
 
     A clip depends on its number, not on who is beside it. Raises SceneError where no path fits into a room.
     """

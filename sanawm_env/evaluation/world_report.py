@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from sanawm_env.canvas import canvas
 from sanawm_env.datasets.atomic import appearing
 from sanawm_env.errors import ConfigError
 from sanawm_env.evaluation.world import Results
@@ -28,12 +29,15 @@ PAGE = """# Evaluation: camera, pixels and drift
 Made by `sanawm eval world page={page}`. The measures are those of the paper (RotErr, TransErr, CamMC, delta-IQ, revisit
 PSNR), on {source}. Brackets hold 95 % bootstrap intervals over clips.
 
-- RotErr, TransErr and CamMC: every {every}th frame's pose is estimated ({poses}); the estimate is aligned to the path that
-  was asked for by a similarity, as in the paper. A world that moves at half the speed scores the same then, so the table has
-  them twice more: by a rigid motion (scale counts), and with the first pose alone in its place (everything counts).
-- visible: what of a frame the first picture has shown. Sharpness is the mean difference between neighbouring pixels, over
-  that of the truth: below 1 is blur. Flicker is what moves against its neighbours in time, over that of the truth.
-- learned scores need weights of other networks, which are used where they lie on the machine and never downloaded.
+- RotErr, TransErr, CamMC: the pose of every {every}th frame is estimated ({poses});
+  the estimate is aligned to the path asked for by a similarity of camera centres, as in the paper. Half the speed then
+  scores the same, so the table has them twice more: aligned by a rigid motion (scale counts), and with nothing but the
+  first pose in its place. On short and nearly straight paths only the last says what the rotation is: centres on a line
+  leave open how the path is turned about it, and an estimate that is off by a centimetre turns all of it.
+- visible: what of a frame the first picture has shown. Sharpness is the mean difference between neighbouring pixels,
+  over that of the truth: below 1 is blur. Flicker is what moves against its neighbours in time, over that of the truth.
+- Learned scores need weights of other networks, which are used where they lie on the machine and never downloaded.
+- frames/s: of the fastest batch. Peak memory is the process's on a CPU, with the ray-caster's part in it.
 
 {tables}
 
@@ -72,14 +76,8 @@ def write_page(results: Results, page: Path) -> Path:
 
 def write_plot(results: Results, target: Path) -> Path:
     """PSNR and sharpness over time, and the camera by template: a row of panels a split, a colour a world."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib, which is not installed; pip install 'sanawm-env[metrics]'.") from error
     splits = _splits(results)
-    figure = Figure(figsize=(13, 3.6 * len(splits)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas(13, 3.6 * len(splits))
     panels = figure.subplots(len(splits), 3, squeeze=False)
     seconds = results.setup["frames"] / results.setup["fps"]
     for row, split in zip(panels, splits, strict=True):
