@@ -61,7 +61,7 @@ def load(
     unknown name, a missing or damaged file, a bundle of another format. BackendError: a device that cannot run the
     precision.
     """
-    folder = _folder(name_or_path)
+    folder = folder_of(name_or_path)
     told, fingerprint = _read_description(folder)
     precision, layers = _as_stored(folder, told, precision, layers)
     wanted = place(device, precision, offload, layers, simulate=simulate, captured=captured)
@@ -140,12 +140,12 @@ def save(
 
 def description(name_or_path: str | Path = "rooms") -> dict[str, Any]:
     """What bundle.json says: config, rates, strides, files, units, licence, provenance."""
-    return _read_description(_folder(name_or_path))[0]
+    return _read_description(folder_of(name_or_path))[0]
 
 
 def fingerprint(name_or_path: str | Path = "rooms") -> str:
     """SHA-256 of what decides a bundle's frames, as `WorldModel.fingerprint` has it."""
-    return _read_description(_folder(name_or_path))[1]
+    return _read_description(folder_of(name_or_path))[1]
 
 
 def empty_parts(config: WorldConfig) -> dict[str, nn.Module]:
@@ -180,7 +180,8 @@ def known() -> list[str]:
     return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{DESCRIPTION}"))
 
 
-def _folder(name_or_path: str | Path) -> Path:
+def folder_of(name_or_path: str | Path) -> Path:
+    """The folder of an embedded bundle's name, or of a bundle. BundleError where there is none."""
     embedded = EMBEDDED / str(name_or_path)
     if isinstance(name_or_path, str) and "/" not in name_or_path and (embedded / DESCRIPTION).is_file():
         return embedded

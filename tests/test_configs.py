@@ -32,6 +32,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.vector import BenchVector
     from sanawm_env.demo import DemoConfig
     from sanawm_env.demonstrations import Collect
+    from sanawm_env.evaluation.drift_guard import EvalDriftGuard
     from sanawm_env.evaluation.parity import EvalPrecisionParity
     from sanawm_env.evaluation.transfer import EvalTransfer
     from sanawm_env.evaluation.world import EvalWorld
@@ -59,6 +60,7 @@ def config_classes() -> dict[str, type]:
         "eval_precision_parity": EvalPrecisionParity,
         "eval_transfer": EvalTransfer,
         "eval_world": EvalWorld,
+        "eval_drift_guard": EvalDriftGuard,
         "bench_sana_wm": BenchSanaWM,
         "bench_report": Report,
         "bench_store": BenchStore,

@@ -143,7 +143,7 @@ def test_scenes_of_the_benchmark_are_judged_without_truth(model: WorldModel, tmp
 def test_page_and_plot_are_written(judged: tuple[EvalWorld, Results], tmp_path: Path) -> None:
     page = write_page(judged[1], tmp_path / "evaluation.md")
     text = page.read_text(encoding="utf-8")
-    assert "| RotErr, degrees" in text and "same less one" in text and "media/evaluation.png" in text
+    assert "| PSNR, visible pixels, dB" in text and "same less one" in text and "media/evaluation.png" in text
     with Image.open(tmp_path / "media" / "evaluation.png") as picture:
         assert picture.width > 1000
 
