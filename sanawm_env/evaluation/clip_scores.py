@@ -46,8 +46,8 @@ def score(clip: Shown, estimate: Estimate | None, asked: Tensor, perceptual: Per
 
 def camera_scores(estimate: Estimate | None, asked: Tensor) -> Scores:
     """RotErr (degrees), TransErr (metres, and as a share of the path) and CamMC, in three alignments: by a similarity,
-    as the paper has them; _rigid, without scale; _first, of the first pose alone. The last two are None where the
-    estimate has a scale of its own; all are where the estimate has fewer than three poses."""
+    as the paper has them; _rigid, without scale, which turns the path alike; _first, of the first pose alone. The last
+    two are None where the estimate has a scale of its own; all are where it has fewer than three poses."""
     told: Scores = {"pose_frames": 0 if estimate is None else len(estimate.frames)}
     for alignment, suffix in ALIGNMENTS.items():
         error = None

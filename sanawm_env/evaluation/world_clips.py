@@ -60,8 +60,9 @@ def rooms_clips(
     seeds = tuple(FIRST_SEED + SEEDS_EACH * seed + number for number in numbers)
     scenes = sample_scenes(seeds)
     starts = _headings(sample_trajectories(scenes, seeds, 1, config.fps, "still").poses[:, 0])
-    views = HeldOut(seeds=seeds, poses=torch.from_numpy(starts), config=config, device=device)
-    depth = views.truth(views.poses, halved=4).depth.flatten(2).median(dim=-1).values.cpu().numpy()
+    # On the host, so that every machine takes the same paths.
+    views = HeldOut(seeds=seeds, poses=torch.from_numpy(starts), config=config, device=torch.device("cpu"))
+    depth = views.truth(views.poses, halved=4).depth.flatten(2).median(dim=-1).values.numpy()
     plan, room_height = FloorPlan.of(scenes), scenes.half_size[:, 1].double().numpy()
     templates = tuple(template_of(split, number) for number in numbers)
     paths = []

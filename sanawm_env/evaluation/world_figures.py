@@ -37,7 +37,6 @@ MEASURES = (
     Measure("rot_err", "RotErr, degrees", 2, -1),
     Measure("trans_err", "TransErr, m", 3, -1),
     Measure("cam_mc", "CamMC", 3, -1),
-    Measure("rot_err_rigid", "RotErr, rigid alignment, degrees", 2, -1),
     Measure("trans_share_rigid", "TransErr, rigid alignment, % of path", 2, -1, factor=100),
     Measure("rot_err_first", "RotErr, first pose only, degrees", 2, -1),
     Measure("trans_share_first", "TransErr, first pose only, % of path", 2, -1, factor=100),

@@ -26,16 +26,19 @@ COLOURS = ("#1f6fb4", "#d9822b", "#2f8f4e", "#a23b72", "#777777", "#6b4fb0")
 CAMERA = [measure for measure in MEASURES if measure.key in ("rot_err_first", "trans_share_first")]
 PAGE = """# Evaluation: camera, pixels and drift
 
-Made by `sanawm eval world page={page}`. The measures are those of the paper (RotErr, TransErr, CamMC, delta-IQ, revisit
-PSNR), on {source}. Brackets hold 95 % bootstrap intervals over clips.
+Made by `sanawm eval world report=true page=examples/{page}` from what `sanawm eval world` wrote: {frames} frames a clip
+at {fps:g} frames/s, {source}, every world on the same clips. The measures are those of the paper
+(RotErr, TransErr, CamMC, delta-IQ, revisit PSNR). Brackets hold 95 % bootstrap intervals over clips; "better" and
+"worse" stand where that of the difference leaves out zero.
 
 - RotErr, TransErr, CamMC: the pose of every {every}th frame is estimated ({poses});
   the estimate is aligned to the path asked for by a similarity of camera centres, as in the paper. Half the speed then
-  scores the same, so the table has them twice more: aligned by a rigid motion (scale counts), and with nothing but the
-  first pose in its place. On short and nearly straight paths only the last says what the rotation is: centres on a line
-  leave open how the path is turned about it, and an estimate that is off by a centimetre turns all of it.
+  scores the same, so the table has them again aligned by a rigid motion (scale counts, rotation stays), and with
+  nothing but the first pose in its place. On short and nearly straight paths only the last says what the rotation is:
+  centres on a line leave open how the path is turned about it, and an error of a centimetre turns all of it.
 - visible: what of a frame the first picture has shown. Sharpness is the mean difference between neighbouring pixels,
   over that of the truth: below 1 is blur. Flicker is what moves against its neighbours in time, over that of the truth.
+  Better is nearer to 1; noise raises both, so read them beside PSNR.
 - Learned scores need weights of other networks, which are used where they lie on the machine and never downloaded.
 - frames/s: of the fastest batch. Peak memory is the process's on a CPU, with the ray-caster's part in it.
 
@@ -60,6 +63,8 @@ def write_page(results: Results, page: Path) -> Path:
     setup = results.setup
     body = PAGE.format(
         page=page.name,
+        frames=setup["frames"],
+        fps=setup["fps"],
         source="held-out rooms" if setup["source"] == "rooms" else f"the scenes of {setup['source']}",
         every=setup["pose_every"],
         poses={"render": "by comparing it with the ray-caster's picture around that pose", None: "not here"}.get(

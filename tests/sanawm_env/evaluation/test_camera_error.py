@@ -38,7 +38,9 @@ def test_known_errors_are_found() -> None:
     estimate[:, :3, 3] += off
     found = camera_error(estimate, truth)
     length = np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1).sum()
-    assert found.translation == pytest.approx(0.02, rel=0.1) and found.relative == found.translation / length
+    assert found.translation == pytest.approx(0.02, rel=0.1) and found.relative == pytest.approx(
+        found.translation / length
+    )
 
 
 def test_a_mirrored_path_is_not_taken_for_a_turned_one() -> None:
