@@ -25,7 +25,7 @@ class Recorder(EpisodeLog):
 
     def __init__(self, world: Recorded, folder: Path, config: Generate, done: Callable[[Line], object]) -> None:
         codec = {"picture_codec": config.picture_codec, "picture_quality": config.picture_quality}
-        kept = {"keep": config.keep, "truth": config.truth, "durable": config.durable}
+        kept: dict[str, Any] = {"keep": config.keep, "truth": config.truth, "durable": config.durable}
         super().__init__(world, folder / STORE, codec=codec, **kept)
         self.config, self.done = config, done
         self.record = Record(folder, durable=config.durable)
