@@ -86,13 +86,14 @@ def write_plot(results: Results, target: Path) -> Path:
     panels = figure.subplots(len(splits), 3, squeeze=False)
     seconds = results.setup["frames"] / results.setup["fps"]
     for row, split in zip(panels, splits, strict=True):
-        for number, model in enumerate(results.models):
-            lines, colour = _lines(results, split, model), COLOURS[number % len(COLOURS)]
+        there = {model: lines for model in results.models if (lines := _lines(results, split, model))}
+        for number, (model, lines) in enumerate(there.items()):
+            colour = COLOURS[results.models.index(model) % len(COLOURS)]
             for axes, key in zip(row, ("psnr_curve", "sharpness_curve")):
                 values = curve(lines, key)
                 times = [(k + 0.5) * seconds / max(1, len(values)) for k in range(len(values))]
                 axes.plot(times, values, color=colour, marker="o", markersize=3, label=model)
-            _camera_bars(row[2], lines, number, len(results.models), colour)
+            _camera_bars(row[2], lines, number, len(there), colour)
         row[0].set(title=f"{split}: PSNR, visible pixels", xlabel="seconds", ylabel="dB")
         row[1].set(title="sharpness over the truth's", xlabel="seconds")
         row[1].axhline(1, color="0.8", zorder=0)
