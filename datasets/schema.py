@@ -202,7 +202,7 @@ BY_KEY: Mapping[str, Array] = {array.key: array for array in TABLE if not array.
 STATES = ("states", "state_steps")  # in every store, with as many rows as there are states to keep
 EPISODE: Mapping[str, Array] = {key: array for key, array in BY_KEY.items() if key not in STATES}
 META: tuple[Array, ...] = tuple(array for array in TABLE if array.name.startswith("meta/"))
-END_REASONS = ("", "success", "collision", "horizon", "timeout", "model_fault", "other")
+END_REASONS = ("", "success", "collision", "horizon", "timeout", "model_fault", "other", "drift")
 # "": stopped while it still went on. "other": an end of an environment that is not ours.
 Sizes = dict[str, int]
 

@@ -66,7 +66,7 @@ def load(
     unknown name, a missing or damaged file, a bundle of another format. BackendError: a device that cannot run the
     precision.
     """
-    folder = _folder(name_or_path, variant)
+    folder = folder_of(name_or_path, variant)
     told, fingerprint = _read_description(folder)
     precision, layers = _as_stored(folder, told, precision, layers)
     wanted = place(device, precision, offload, layers, simulate=simulate, captured=captured)
@@ -178,12 +178,12 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 def description(name_or_path: str | Path = "rooms") -> dict[str, Any]:
     """What bundle.json says: config, rates, strides, files, units, licence, provenance."""
-    return _read_description(_folder(name_or_path))[0]
+    return _read_description(folder_of(name_or_path))[0]
 
 
 def fingerprint(name_or_path: str | Path = "rooms") -> str:
     """SHA-256 of what decides a bundle's frames, as `WorldModel.fingerprint` has it."""
-    return _read_description(_folder(name_or_path))[1]
+    return _read_description(folder_of(name_or_path))[1]
 
 
 def empty_parts(config: WorldConfig) -> dict[str, nn.Module]:
@@ -218,8 +218,9 @@ def known() -> list[str]:
     return sorted(path.parent.name for path in EMBEDDED.glob(f"*/{DESCRIPTION}"))
 
 
-def _folder(name_or_path: str | Path, variant: Variant | None = None) -> Path:
-    """Where a bundle is, or the variant of it that is asked for."""
+def folder_of(name_or_path: str | Path, variant: Variant | None = None) -> Path:
+    """The folder of an embedded bundle's name, or of a bundle, or of the variant of it that is asked for. BundleError
+    where there is none."""
     folder = _named(name_or_path)
     if variant is None:
         return folder

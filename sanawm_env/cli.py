@@ -88,6 +88,10 @@ def parser() -> argparse.ArgumentParser:
     parity.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     transfer = _command(evaluate, "transfer", _eval_transfer, "policies in the dream and in the truth")
     _flags(transfer, scenes=int, batch=int, device=str, bundle=str, out=str)
+    paper = _command(evaluate, "world", _eval_world, "the paper's evaluation: camera, pixels, drift, side by side")
+    _flags(paper, scenes=int, frames=int, split=str, batch=int, device=str, out=str)
+    guard = _command(evaluate, "drift-guard", _eval_guard, "calibrate how far a world's chunks can be believed")
+    _flags(guard, scenes=int, frames=int, device=str, bundle=str, out=str)
     bench = _subjects(commands, "bench", "speed and memory")
     rooms = _command(bench, "rooms", _bench_rooms, "frames/s, latency and memory of the Rooms world")
     _flags(rooms, device=str, bundle=str, chunks=int, out=str)
@@ -217,6 +221,18 @@ def _eval_transfer(options: argparse.Namespace) -> None:
     from sanawm_env.evaluation.transfer import EvalTransfer, command
 
     print(command(_build(EvalTransfer, "eval_transfer", options)))
+
+
+def _eval_world(options: argparse.Namespace) -> None:
+    from sanawm_env.evaluation.world import EvalWorld, command
+
+    print(command(_build(EvalWorld, "eval_world", options)))
+
+
+def _eval_guard(options: argparse.Namespace) -> None:
+    from sanawm_env.evaluation.drift_guard import EvalDriftGuard, run
+
+    print(json.dumps(run(_build(EvalDriftGuard, "eval_drift_guard", options))))
 
 
 def _bench_rooms(options: argparse.Namespace) -> None:

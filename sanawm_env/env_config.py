@@ -30,7 +30,9 @@ class EnvConfig:
     "" where there is none. arrays: what observations, and the frames and latents of `info`, are: "numpy", or "torch"
     for tensors that stay on the model's device. Rewards, ends and other facts are on the host anyway and stay NumPy.
     resident: for more worlds than a device holds: so many are on it at a time, while the states of all lie in the
-    host's memory; None for all. On a CPU it changes nothing.
+    host's memory; None for all. On a CPU it changes nothing. guard: a `DriftGuard`, its file, or the bundle whose one
+    it is; then `info` carries the "confidence" of every chunk, 0 .. 1, NaN where nothing is decoded. truncate_below: a
+    confidence below which an episode is truncated, reason "drift"; None for never.
     """
 
     action_map: str | ActionMap = "diff_drive"
@@ -46,6 +48,8 @@ class EnvConfig:
     prompts: Any = None
     arrays: str = "numpy"
     resident: int | None = None
+    guard: Any = None
+    truncate_below: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("arrays", self.arrays, ARRAYS)
@@ -56,6 +60,11 @@ class EnvConfig:
             raise ConfigError(f"horizon is {self.horizon!r}, allowed is a number of frames >= 1, or None for no end.")
         if self.resident is not None and not is_count(self.resident):
             raise ConfigError(f"resident is {self.resident!r}, allowed is a number of worlds >= 1, or None for all.")
+        if self.truncate_below is not None and (self.guard is None or not 0 <= self.truncate_below <= 1):
+            raise ConfigError(
+                f"truncate_below is {self.truncate_below!r} with guard={self.guard!r}; allowed is a confidence 0 .. 1 "
+                "beside a guard, guard='rooms' for example."
+            )
 
     def make_map(self) -> ActionMap:
         """The action map."""

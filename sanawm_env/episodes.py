@@ -161,16 +161,16 @@ class Episodes(abc.ABC):
         later, (sound, _) = self.later, self.move(poses, rows)
         self.later = None if later is None else later.stepped(poses, seeds)
         stepped = time.perf_counter() - steered
-        if not sound.all():
-            self.running, judged = drop_faulty(self.now, judged, sound)
+        judged, watched = self._watch(judged, sound)
         seconds = time.perf_counter() - began
         frames = poses.shape[0] * poses.shape[1]
-        self.last_timing = {
-            "step_seconds": seconds,
-            "model_seconds": stepped,
-            "frames_per_second": frames / seconds,
-        }
-        return self._outcome(judged, poses, told)
+        self.last_timing = {"step_seconds": seconds, "model_seconds": stepped, "frames_per_second": frames / seconds}
+        return self._outcome(judged, poses, told | watched)
+
+    def _watch(self, judged: Judged, sound: np.ndarray) -> tuple[Judged, dict[str, np.ndarray]]:
+        """What becomes of episodes for what their latest chunk is like, and facts for `info`."""
+        self.running, judged = drop_faulty(self.now, judged, sound)
+        return judged, {}
 
     def move(self, poses: np.ndarray, rows: Columns | None = None) -> tuple[np.ndarray, Shown]:
         """A chunk along poses [B, F, 4, 4], with the episodes' rows after it: whether each is sound, what it shows."""

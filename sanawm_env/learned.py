@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,15 +12,20 @@ import torch
 
 from sanawm_env import world as worlds
 from sanawm_env.bundle import open_model
+from sanawm_env.drift_guard import open_guard, rows_of, signals
 from sanawm_env.env_config import EnvConfig
 from sanawm_env.episodes import Episodes
 from sanawm_env.errors import ConfigError
-from sanawm_env.running import Shown
+from sanawm_env.running import Judged, Shown, end_drifted
+from sanawm_env.snapshot import Snapshot
 from sanawm_env.source import WorldSource
 from sanawm_env.start import ResetOptions, Start
 from sanawm_env.state import StepOutput, WorldState
 from sanawm_env.tasks import Columns
 from sanawm_env.world import WorldModel
+
+# Of the rows: the first chunk of an episode as the drift guard keeps it, NaN before there is one.
+FIRST = "first_chunk"
 
 
 def check_prompts(model: WorldModel, prompts: Any) -> None:
@@ -61,6 +67,7 @@ class LearnedEpisodes(Episodes):
             check_steppable(model)
         check_prompts(model, config.prompts)
         super().__init__(model, config, batch)
+        self.guard = None if config.guard is None else open_guard(config.guard).check_fits(model.fingerprint)
 
     def _begin(self, start: Start, seeds: Sequence[int], options: ResetOptions) -> tuple[WorldState, Shown, Columns]:
         world, shown = worlds.initial(
@@ -74,7 +81,20 @@ class LearnedEpisodes(Episodes):
             units=start.units,
             resident=self.config.resident,
         )
-        return (world, self._shown(shown), {}) if self.decode else (world.plan(), Shown(None), {})
+        own = self._unseen(len(seeds))
+        return (world, self._shown(shown), own) if self.decode else (world.plan(), Shown(None), own)
+
+    def _unseen(self, worlds: int) -> Columns:
+        """Rows of worlds of which the drift guard, where there is one, has seen no first chunk."""
+        # Of a chunk it keeps two numbers of the frames and two of every latent channel.
+        width = 2 + 2 * self.model.config.denoiser.in_channels
+        return {} if self.guard is None else {FIRST: np.full((worlds, width), np.nan)}
+
+    def restore(self, taken: Snapshot) -> None:
+        """As that of all episodes; after a snapshot that was taken without a guard, confidence is NaN."""
+        super().restore(taken)
+        rows = {name: kept for name, kept in self.now.rows.items() if name != FIRST or self.guard is not None}
+        self.running = replace(self.now, rows=self._unseen(self.batch) | rows)
 
     def _read_prompts(self, start: Start, worlds: int) -> Mapping[str, torch.Tensor] | None:
         if self.config.prompts is None:
@@ -87,6 +107,23 @@ class LearnedEpisodes(Episodes):
         world, output = worlds.step(self.model, world, poses, decode=self.decode, resident=self.config.resident)
         self.last_latents = output.latents
         return world, self._shown(output), torch.isfinite(output.latents).flatten(1).all(dim=1).cpu().numpy()
+
+    def _watch(self, judged: Judged, sound: np.ndarray) -> tuple[Judged, dict[str, np.ndarray]]:
+        judged, told = super()._watch(judged, sound)
+        if self.guard is None:
+            return judged, told
+        now = self.now
+        if now.frames is None or self.last_latents is None:
+            return judged, {"confidence": np.full(self.batch, np.nan)}
+        from sanawm_env.generation.filters import measure
+
+        seen, chunk = rows_of(measure(now.frames, self.last_latents)), now.world.chunk.numpy()
+        first = np.where((chunk == 1)[:, None], seen, now.rows[FIRST])
+        confidence = self.guard.confidence(signals(first, seen, chunk - 1))
+        self.running = replace(now, rows=now.rows | {FIRST: first})
+        if self.config.truncate_below is not None:
+            self.running, judged = end_drifted(self.now, judged, confidence < self.config.truncate_below)
+        return judged, {"confidence": confidence}
 
     def _shown(self, output: StepOutput) -> Shown:
         if not self.config.latents or output.frames is None:

@@ -17,8 +17,8 @@ from sanawm_env.tasks import Columns, Drive
 if TYPE_CHECKING:
     from sanawm_env.rooms import Scenes
 
-REASONS = ("", "success", "collision", "horizon", "timeout", "model_fault")
-SUCCESS, COLLISION, HORIZON, TIMEOUT, MODEL_FAULT = range(1, 6)
+REASONS = ("", "success", "collision", "horizon", "timeout", "model_fault", "drift")
+SUCCESS, COLLISION, HORIZON, TIMEOUT, MODEL_FAULT, DRIFT = range(1, 7)
 SEEDS = 10**9  # worlds reset without a seed get one below this; held-out rooms start here
 TASK = "task."  # prefix of the task's columns among the rows
 
@@ -153,7 +153,7 @@ def judge(now: Running, before: np.ndarray, poses: np.ndarray, fps: float) -> tu
     valid = np.where(over, 0, np.where(ended, first + 1, frames))
     rows = now.rows | {
         "terminated": np.isin(reason, (SUCCESS, COLLISION)),
-        "truncated": np.isin(reason, (HORIZON, TIMEOUT, MODEL_FAULT)),
+        "truncated": np.isin(reason, (HORIZON, TIMEOUT, MODEL_FAULT, DRIFT)),
         "reason": reason,
     }
     for name, changed in verdict.columns.items():
@@ -177,6 +177,17 @@ def drop_faulty(now: Running, judged: Judged, sound: np.ndarray) -> tuple[Runnin
         valid_frames=np.where(broken, 0, judged.valid_frames),
     )
     return replace(now, rows=rows), kept
+
+
+def end_drifted(now: Running, judged: Judged, drifted: np.ndarray) -> tuple[Running, Judged]:
+    """Cuts the episodes of worlds that `drifted` [B] and were still going on, behind the last frame of this chunk."""
+    ended = drifted & ~now.over
+    rows = now.rows | {
+        "truncated": now.rows["truncated"] | ended,
+        "reason": np.where(ended, DRIFT, now.rows["reason"]),
+    }
+    last = judged.rewards.shape[1] - 1
+    return replace(now, rows=rows), replace(judged, end_index=np.where(ended, last, judged.end_index))
 
 
 def rooms_of(rooms: np.ndarray) -> Scenes | None:

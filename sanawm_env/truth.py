@@ -87,7 +87,7 @@ class TruthEpisodes(Episodes):
     placement: ClassVar[tuple[str, ...]] = ("device", "compiled")
 
     def __init__(self, model: RoomsTruth, config: EnvConfig, batch: int) -> None:
-        for option in ("latents", "prompts", "resident"):
+        for option in ("latents", "prompts", "resident", "guard"):
             if value := getattr(config, option):
                 raise ConfigError(f"{option} is {value!r}, but the truth is drawn and has none; leave {option} out.")
         super().__init__(model, config, batch)

@@ -33,8 +33,10 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.vector import BenchVector
     from sanawm_env.demo import DemoConfig
     from sanawm_env.demonstrations import Collect
+    from sanawm_env.evaluation.drift_guard import EvalDriftGuard
     from sanawm_env.evaluation.parity import EvalPrecisionParity
     from sanawm_env.evaluation.transfer import EvalTransfer
+    from sanawm_env.evaluation.world import EvalWorld
     from sanawm_env.generation.config import Generate
     from sanawm_env.policies.cloning_train import CloningTraining
     from sanawm_env.quantise import Quantize
@@ -64,6 +66,8 @@ def config_classes() -> dict[str, type]:
         "generate": Generate,
         "eval_precision_parity": EvalPrecisionParity,
         "eval_transfer": EvalTransfer,
+        "eval_world": EvalWorld,
+        "eval_drift_guard": EvalDriftGuard,
         "bench_sana_wm": BenchSanaWM,
         "bench_report": Report,
         "bench_store": BenchStore,

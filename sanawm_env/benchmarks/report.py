@@ -11,6 +11,7 @@ from typing import Any
 from sanawm_env.benchmarks.counts import Work, counted
 from sanawm_env.benchmarks.goals import GOALS, Goal, Lines
 from sanawm_env.benchmarks.sana_wm import real_time_factors
+from sanawm_env.canvas import canvas
 from sanawm_env.datasets.atomic import appearing
 from sanawm_env.errors import ConfigError, StorageError
 
@@ -141,15 +142,7 @@ def _kind(told: dict[str, Any]) -> str:
 
 def _roofline(lines: Lines, target: Path) -> None:
     """Rate over intensity of what was measured, under the card's limits."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "the report's picture needs matplotlib, which is not installed; pip install 'sanawm-env[metrics]'."
-        ) from error
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas(8, 4.6)
     axes = figure.subplots()
     low, high = 1.0, 1e5
     axes.loglog([low, PEAK / BANDWIDTH, high], [low * BANDWIDTH / 1e12, PEAK / 1e12, PEAK / 1e12], color="0.35")

@@ -25,11 +25,12 @@ def psnr(pictures: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     return 10 * torch.log10(PEAK**2 / mean.clamp_min(SMALLEST_ERROR))
 
 
-def ssim(pictures: Tensor, truth: Tensor) -> Tensor:
+def ssim(pictures: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     """Structural similarity, float64 [...]: Gaussian window of 11 pixels and sigma 1.5, mean over colours and places.
 
     pictures, truth: uint8 [..., H, W, 3], at least 6 pixels a side; their edges are reflected for the window, as in
-    torchmetrics, which a test compares this with (it is an extra, and this runs without). Wang et al. 2004.
+    torchmetrics, which a test compares this with (it is an extra, and this runs without). Wang et al. 2004. mask: bool
+    [..., H, W], the places that count (all by default), whose windows may reach beyond it; with none it is NaN.
     """
     shape = pictures.shape[:-3]
     x, y = (_reflected(image) for image in (pictures, truth))
@@ -39,7 +40,11 @@ def ssim(pictures: Tensor, truth: Tensor) -> Tensor:
     covariance = _blurred(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + SSIM_LUMINANCE) / (mean_x**2 + mean_y**2 + SSIM_LUMINANCE)
     structure = (2 * covariance + SSIM_CONTRAST) / (variance_x + variance_y + SSIM_CONTRAST)
-    return (luminance * structure).mean((1, 2, 3)).reshape(shape)
+    places = (luminance * structure).mean(1)
+    if mask is None:
+        return places.mean((1, 2)).reshape(shape)
+    counted = mask.reshape(places.shape).to(places.dtype)
+    return ((places * counted).sum((1, 2)) / counted.sum((1, 2))).reshape(shape)
 
 
 def _reflected(pictures: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,16 +32,23 @@ class Dream:
 
 
 def dream(
-    model: WorldModel, pictures: Tensor, seeds: Sequence[int], poses: Tensor, keep: Sequence[int], progress: Progress
+    model: WorldModel,
+    pictures: Tensor,
+    seeds: Sequence[int],
+    poses: Tensor,
+    keep: Sequence[int],
+    progress: Progress,
+    **given: Any,
 ) -> Dream:
     """Worlds started at pictures uint8 [B, H, W, 3] and driven along poses [B, 1 + k F, 4, 4], chunk by chunk, or at
     once where the model cannot be stepped.
 
-    keep: numbers of the frames to return, 0 the first picture as the autoencoder shows it.
+    keep: numbers of the frames to return, 0 the first picture as the autoencoder shows it. given: intrinsics and text,
+    as `initial` takes them.
     """
     if not model.config.steppable:
-        return _dream_at_once(model, pictures, seeds, poses, keep, progress)
-    state, shown = initial(model, pictures, seeds=seeds, poses=poses[:, 0])
+        return _dream_at_once(model, pictures, seeds, poses, keep, progress, given)
+    state, shown = initial(model, pictures, seeds=seeds, poses=poses[:, 0], **given)
     wanted, kept, latents, done = set(keep), {0: _first(shown.frames)}, [shown.latents], 0
     began = _now(model)
     for _, shown in rollout(model, state, poses[:, 1:]):
@@ -55,10 +63,16 @@ def dream(
 
 
 def _dream_at_once(
-    model: WorldModel, pictures: Tensor, seeds: Sequence[int], poses: Tensor, keep: Sequence[int], progress: Progress
+    model: WorldModel,
+    pictures: Tensor,
+    seeds: Sequence[int],
+    poses: Tensor,
+    keep: Sequence[int],
+    progress: Progress,
+    given: Mapping[str, Any],
 ) -> Dream:
     began = _now(model)
-    clip = generate(model, pictures, poses, seeds=seeds)
+    clip = generate(model, pictures, poses, seeds=seeds, **given)
     assert clip.frames is not None
     made = (poses.shape[1] - 1) * len(pictures)
     progress(made)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from sanawm_env.canvas import canvas
 from sanawm_env.datasets.atomic import appearing
 from sanawm_env.errors import ConfigError
 from sanawm_env.evaluation.transfer import Results
@@ -192,15 +193,7 @@ def _number(figure: Figure, places: int) -> str:
 
 def _plot(found: Sequence[Pair], target: Path) -> None:
     """Success in the truth over success in the dream, with intervals."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as Canvas
-    except ImportError as error:
-        raise ConfigError(
-            "the page's picture needs matplotlib, which is not installed; pip install 'sanawm-env[metrics]'."
-        ) from error
-    figure = Canvas(figsize=(9, 5.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas(9, 5.6)
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="0.75", linewidth=1, zorder=0)
     for number, pair in enumerate(found):

@@ -11,6 +11,8 @@ from sanawm_env.camera import invert_rigid
 # A point counts as seen when its depth in frame 0 agrees with what frame 0 shows there, within this share.
 DEPTH_TOLERANCE = 0.02
 NEAREST = 1e-3
+# What a frame shows says where it was taken only where at least this share of it was seen in the first picture.
+ENOUGH_SEEN = 0.3
 
 
 def unproject(depth: Tensor, intrinsics: Tensor) -> Tensor:

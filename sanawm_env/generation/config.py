@@ -49,10 +49,16 @@ class Filters:
     degrees: float | None = None
     metres: float | None = None
     pose_every: int = 32
+    confidence: float | None = None
+    guard: str | None = None
 
     def __post_init__(self) -> None:
         if self.pose_every < 1:
             raise ConfigError(f"filters.pose_every is {self.pose_every}, allowed is a number of frames >= 1.")
+        if self.confidence is not None and not 0 <= self.confidence <= 1:
+            raise ConfigError(f"filters.confidence is {self.confidence}, allowed is 0 .. 1, or null for no limit.")
+        if self.guard is not None and self.confidence is None:
+            raise ConfigError(f"filters.guard is {self.guard!r} without filters.confidence; give both or neither.")
 
     @property
     def poses(self) -> bool:

@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sanawm_env.drift_guard import DriftGuard, rows_of, signals
 from sanawm_env.evaluation.pictures import contrast, sharpness
 from sanawm_env.generation.config import Filters
 from sanawm_env.model.config import WorldConfig
-
-# A frame is compared with the truth only where at least this share of it was seen in the first picture.
-ENOUGH_SEEN = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,7 @@ def pose_offsets(
     from sanawm_env.evaluation import rooms
     from sanawm_env.evaluation.held_out import HeldOut
     from sanawm_env.evaluation.pose_error import magnitude
-    from sanawm_env.evaluation.visibility import visible
+    from sanawm_env.evaluation.visibility import ENOUGH_SEEN, visible
 
     asked = torch.from_numpy(np.concatenate([start_pose[None], poses]))[None]
     scene = HeldOut(seeds=(room,), poses=asked, config=config, device=torch.device("cpu"))
@@ -86,7 +84,7 @@ def measure(frames: Tensor, latents: Tensor) -> Measured:
 
 def reasons(scores: Mapping[str, float | None], limits: Filters) -> list[str]:
     """Names of the scores that are beyond their limits, as `Filters` has them; a score that is None is not."""
-    least = [name for name in ("contrast", "sharpness") if _is_beyond(scores, limits, name, -1)]
+    least = [name for name in ("contrast", "sharpness", "confidence") if _is_beyond(scores, limits, name, -1)]
     return least + [name for name in ("drift", "degrees", "metres") if _is_beyond(scores, limits, name, 1)]
 
 
@@ -96,13 +94,15 @@ def _is_beyond(scores: Mapping[str, float | None], limits: Filters, name: str, s
 
 
 class Scores:
-    """The measures of one episode while it runs. start_pose: [4, 4], of its first picture."""
+    """The measures of one episode while it runs. start_pose: [4, 4], of its first picture. guard: of its confidence,
+    None where nobody asks for it."""
 
-    def __init__(self, limits: Filters, start_pose: np.ndarray) -> None:
-        self.limits, self.start_pose = limits, start_pose
-        self.contrast, self.sharpness, self.drift = np.inf, np.inf, 0.0
-        self.frames = 0
+    def __init__(self, limits: Filters, start_pose: np.ndarray, guard: DriftGuard | None = None) -> None:
+        self.limits, self.start_pose, self.guard = limits, start_pose, guard
+        self.contrast, self.sharpness, self.drift, self.confidence = np.inf, np.inf, 0.0, np.inf
+        self.frames = self._chunks = 0
         self._first: np.ndarray | None = None
+        self._first_row: np.ndarray | None = None
         self._kept: list[tuple[np.ndarray, np.ndarray]] = []  # frames and poses to compare with the truth
 
     def add(self, measured: Measured, world: int, frames: np.ndarray, poses: np.ndarray) -> None:
@@ -113,6 +113,12 @@ class Scores:
             self.sharpness = min(self.sharpness, float(measured.sharpness[world, :count].mean()))
         self._first = measured.latents[world].copy() if self._first is None else self._first
         self.drift = max(self.drift, drift(self._first, measured.latents[world]))
+        if self.guard is not None:
+            row = rows_of(measured.of(slice(world, world + 1)))
+            self._first_row = row if self._first_row is None else self._first_row
+            told = self.guard.confidence(signals(self._first_row, row, [self._chunks]))
+            self.confidence = min(self.confidence, float(told[0]))
+        self._chunks += 1
         if self.limits.poses:
             due = [k for k in range(count) if (self.frames + k + 1) % self.limits.pose_every == 0]
             self._kept += [(frames[k].copy(), poses[k].copy()) for k in due]
@@ -121,6 +127,8 @@ class Scores:
     def result(self, room: int, config: WorldConfig) -> dict[str, float | None]:
         """The episode's scores by name."""
         told: dict[str, float | None] = {"contrast": self.contrast, "sharpness": self.sharpness, "drift": self.drift}
+        if self.guard is not None:
+            told["confidence"] = self.confidence
         if self.limits.poses and self._kept:
             frames, poses = (np.stack(rows) for rows in zip(*self._kept))
             found = pose_offsets(room, frames, poses, self.start_pose, config)

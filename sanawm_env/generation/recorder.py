@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sanawm_env.drift_guard import DriftGuard, open_guard
 from sanawm_env.generation.config import Generate
 from sanawm_env.generation.filters import Measured, Scores, reasons
 from sanawm_env.generation.plan import Plan
@@ -28,6 +29,7 @@ class Recorder(EpisodeLog):
         super().__init__(world, folder / STORE, codec=codec, **kept)
         self.config, self.done = config, done
         self.record = Record(folder, durable=config.durable)
+        self._guard = _guard(config, world.fingerprint)
         self._scores: dict[bytes, Scores] = {}
         self._returns: dict[bytes, float] = {}
         self._lines: list[Line] = []
@@ -44,7 +46,7 @@ class Recorder(EpisodeLog):
         identities = [self.config.identity(one.number) for one in plans]
         self.start(info, worlds, seconds, identities)
         for world, identity in zip(worlds, identities):
-            self._scores[identity] = Scores(self.config.filters, self._running[world].pose)
+            self._scores[identity] = Scores(self.config.filters, self._running[world].pose, self._guard)
             self._returns[identity] = 0.0
 
     def add(
@@ -89,6 +91,13 @@ class Recorder(EpisodeLog):
         told, self._lines = self._lines, []
         for line in told:
             self.done(line)
+
+
+def _guard(config: Generate, fingerprint: str) -> DriftGuard | None:
+    """The drift guard that the filters ask for; ConfigError or BundleError where there is none for this world."""
+    if config.filters.confidence is None:
+        return None
+    return open_guard(config.filters.guard or config.bundle).check_fits(fingerprint)
 
 
 def _licences(scene: str, world: WorldConfig) -> list[str]:

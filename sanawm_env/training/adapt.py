@@ -25,7 +25,7 @@ from sanawm_env.model.lora import LowRank, adapted_layers, merging, read_lora
 from sanawm_env.training.adapt_latents import ClipCache, Clips, Footage, described, joined
 from sanawm_env.training.adapt_settings import AdaptTraining, Stores
 from sanawm_env.training.adapt_validation import psnr_of
-from sanawm_env.training.denoiser import channel_weights
+from sanawm_env.training.clip_stage import channel_weights
 from sanawm_env.training.latents import clip_conditioning
 from sanawm_env.training.loop import Log
 from sanawm_env.training.objective import Levels, mixture_loss, rooted, streamed_loss, velocity

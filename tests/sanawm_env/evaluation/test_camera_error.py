@@ -22,7 +22,7 @@ def moved(poses: np.ndarray, scale: float) -> np.ndarray:
 def test_a_similarity_is_no_error() -> None:
     found = camera_error(moved(path(), 0.2), path())
     assert max(found.rotation, found.translation, found.matrix) < 1e-6 and found.scale == pytest.approx(5)
-    rigid = camera_error(moved(path(), 0.2), path(), scaled=False)
+    rigid = camera_error(moved(path(), 0.2), path(), alignment="rigid")
     spread = np.linalg.norm(path()[:, :3, 3] - path()[:, :3, 3].mean(0), axis=1).mean()
     assert rigid.translation == pytest.approx(0.8 * spread) and rigid.scale == 1 and rigid.rotation < 1e-6
 
@@ -38,7 +38,9 @@ def test_known_errors_are_found() -> None:
     estimate[:, :3, 3] += off
     found = camera_error(estimate, truth)
     length = np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1).sum()
-    assert found.translation == pytest.approx(0.02, rel=0.1) and found.relative == found.translation / length
+    assert found.translation == pytest.approx(0.02, rel=0.1) and found.relative == pytest.approx(
+        found.translation / length
+    )
 
 
 def test_a_mirrored_path_is_not_taken_for_a_turned_one() -> None:
