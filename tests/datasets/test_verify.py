@@ -105,7 +105,7 @@ def test_finds_a_missing_file(store: Path) -> None:
         ("meta/episode_ends", 1, 8, "valid turns true again"),
         ("meta/episode_ids", 1, 0, "holds an id twice"),
         ("meta/episode_sources", 1, 9, "reaches from 0 to 9, allowed is 0 to 2"),
-        ("meta/episode_reasons", 1, 77, "allowed is 0 to 6"),
+        ("meta/episode_reasons", 1, 77, "allowed is 0 to 7"),
         ("data/poses", 5, 2.0, "data/poses: file 0 is out of range .*not rigid"),
         ("data/rewards", 5, np.nan, "data/rewards: file 0 holds NaN"),
         ("data/intrinsics", 5, 0, "focal length"),

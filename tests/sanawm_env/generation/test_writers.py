@@ -137,9 +137,10 @@ def test_a_full_disk_is_told_as_by_the_thread(
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_writers_end_with_their_parent(how: signal.Signals, tiny_bundle: Path, tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom pathlib import Path\nfrom tests.sanawm_env.generation.jobs import job\n"
+        "import signal, sys\nfrom pathlib import Path\nfrom tests.sanawm_env.generation.jobs import job\n"
         "from sanawm_env.generation import generate\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it\n"
         "    generate(job(Path(sys.argv[1]), bundle=sys.argv[2], writers=2, episodes=400, durable=False))\n"
     )
     (tmp_path / "command.py").write_text(script)

@@ -26,6 +26,7 @@ from sanawm_env.training import run_stage
 from sanawm_env.training.adapt import Adaptation
 from sanawm_env.training.adapt_latents import ClipCache, Footage, encoded
 from sanawm_env.training.adapt_settings import AdaptTraining
+from sanawm_env.training.latents import clip_conditioning
 from sanawm_env.training.ranks import Ranks
 from sanawm_env.training.rooms_drives import RecordRooms, record
 from sanawm_env.vector_env import SanaWMVectorEnv
@@ -131,7 +132,7 @@ def test_a_merged_bundle_is_base_and_adapter(night: Path, start: Path, tmp_path:
     assert isinstance(one.trained, LowRank)  # holds the averaged adapters now, added to what the layers give
     merged = bundle.load(tmp_path / "bundle", device="cpu", precision="fp32")
     clips = one.clips[0].draw(np.array([0, 1]))
-    given, chunks = one._given(clips), clip_chunks(5, 2)
+    given, chunks = clip_conditioning(one.config, clips.poses, clips.intrinsics), clip_chunks(5, 2)
     level = torch.full((2, 5), 1000.0)
     with torch.no_grad():
         memory = one.denoiser.memory(2, one.config.grid, device=torch.device("cpu"), dtype=torch.float32)
