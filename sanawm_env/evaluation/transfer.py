@@ -19,8 +19,8 @@ from tqdm import tqdm
 from sanawm_env.bare import run_bare
 from sanawm_env.benchmarks.machine import machine
 from sanawm_env.bundle import load
-from sanawm_env.datasets.atomic import appearing
-from sanawm_env.errors import ConfigError, StorageError
+from sanawm_env.errors import ConfigError
+from sanawm_env.evaluation.judged_lines import JudgedLines, Line
 from sanawm_env.evaluation.transfer_policies import PolicySpec, Stages, Where, baselines, knows, named
 from sanawm_env.evaluation.transfer_scenes import find_scenes
 from sanawm_env.placement import Precision
@@ -32,7 +32,6 @@ from sanawm_env.vector_env import SanaWMVectorEnv
 from sanawm_env.world import WorldModel
 from sanawm_env.wrappers.dream_beside import DreamBeside
 
-Line = dict[str, Any]
 PLACES: tuple[Where, ...] = ("truth", "dream")
 
 
@@ -64,16 +63,11 @@ class EvalTransfer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
-    """What a file holds. setup: on what all were judged, the scenes among it. lines: a policy in a place each."""
+class Results(JudgedLines):
+    """setup: on what all were judged, the scenes among it. lines: a policy in a place each."""
 
-    setup: Line
-    lines: list[Line]
-
-    def write(self, path: Path) -> None:
-        """The file, whole or as it was before."""
-        with appearing(path) as draft:
-            draft.write_text("".join(json.dumps(line) + "\n" for line in (self.setup, *self.lines)), encoding="utf-8")
+    BENCHMARK = "transfer"
+    KEYS = frozenset({"policy", "where", "reasons"})
 
     def find(self, name: str, where: Where) -> Line | None:
         """The line of a policy in a place."""
@@ -110,15 +104,7 @@ def run(config: EvalTransfer, model: WorldModel | None = None, progress: Callabl
 
 def read(path: Path) -> Results:
     """What `run` has written. StorageError: no such file, or another one."""
-    try:
-        setup, *lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
-        if setup["benchmark"] != "transfer" or not all({"policy", "where", "reasons"} <= set(one) for one in lines):
-            raise ValueError("other lines")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{path} is no file of `sanawm eval transfer` ({error}); give what its `out` named, or another out=."
-        ) from error
-    return Results(setup=setup, lines=lines)
+    return Results.read(path)
 
 
 def _goto(task: Any) -> GoTo:

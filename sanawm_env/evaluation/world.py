@@ -6,7 +6,6 @@ On a machine without the command line's packages: `PYTHONPATH=. python3 -m sanaw
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -21,10 +20,10 @@ from tqdm import tqdm
 from sanawm_env.bare import run_bare
 from sanawm_env.benchmarks.machine import machine, peak_memory, reset_peak
 from sanawm_env.bundle import load
-from sanawm_env.datasets.atomic import appearing
-from sanawm_env.errors import ConfigError, StorageError
+from sanawm_env.errors import ConfigError
 from sanawm_env.evaluation.benchmark_paths import Caps, Split
 from sanawm_env.evaluation.clip_scores import Shown, score
+from sanawm_env.evaluation.judged_lines import JudgedLines, Line
 from sanawm_env.evaluation.perceptual import Perceptual, find_perceptual
 from sanawm_env.evaluation.pose_estimators import device_of, estimator, numbers_of
 from sanawm_env.evaluation.rollout import Dream, Progress, dream
@@ -35,7 +34,6 @@ from sanawm_env.placement import Precision
 from sanawm_env.prompts import PromptReader
 from sanawm_env.world import WorldModel
 
-Line = dict[str, Any]
 GROUPS = {"cpu": 2, "cuda": 16}  # clips of a batch
 SHEET_CLIPS, SHEET_COLUMNS = 4, 6
 
@@ -100,16 +98,11 @@ class EvalWorld:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
-    """What a file holds. setup: what all clips share. lines: a model on a clip each."""
+class Results(JudgedLines):
+    """setup: what all clips share. lines: a model on a clip each."""
 
-    setup: Line
-    lines: list[Line]
-
-    def write(self, path: Path) -> None:
-        """The file, whole or as it was before."""
-        with appearing(path) as draft:
-            draft.write_text("".join(json.dumps(line) + "\n" for line in (self.setup, *self.lines)), encoding="utf-8")
+    BENCHMARK = "world"
+    KEYS = frozenset({"model", "split", "clip", "scores"})
 
     def done(self, model: str, split: str) -> set[int]:
         """Numbers of the clips of a split on which a model was judged."""
@@ -140,15 +133,7 @@ def run(config: EvalWorld, models: Mapping[str, WorldModel] | None = None) -> Re
 
 def read(path: Path) -> Results:
     """What `run` has written. StorageError: no such file, or another one."""
-    try:
-        setup, *lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
-        if setup["benchmark"] != "world" or not all({"model", "split", "clip", "scores"} <= set(one) for one in lines):
-            raise ValueError("other lines")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{path} is no file of `sanawm eval world` ({error}); give what its `out` named, or another out=."
-        ) from error
-    return Results(setup=setup, lines=lines)
+    return Results.read(path)
 
 
 def _opened(config: EvalWorld, model: WorldModel, before: Results | None) -> Results:

@@ -25,7 +25,7 @@ from sanawm_env.model.lora import LowRank, adapted_layers, merging, read_lora
 from sanawm_env.training.adapt_latents import ClipCache, Clips, Footage, described, joined
 from sanawm_env.training.adapt_settings import AdaptTraining, Stores
 from sanawm_env.training.adapt_validation import psnr_of
-from sanawm_env.training.clip_stage import channel_weights
+from sanawm_env.training.clip_stage import channel_weights, compile_blocks
 from sanawm_env.training.latents import clip_conditioning
 from sanawm_env.training.loop import Log
 from sanawm_env.training.objective import Levels, mixture_loss, rooted, streamed_loss, velocity
@@ -80,9 +80,7 @@ class Adaptation:
             self.denoiser.requires_grad_(True)
         self.run = Schedule(settings, self.trained, ranks)
         if settings.compiled:
-            torch._dynamo.config.recompile_limit = 64  # two kinds of block, each in half a dozen shapes
-            for block in self.denoiser.blocks:
-                block.compile(dynamic=False)
+            compile_blocks(self.denoiser)
 
     def train(self) -> dict[str, Any]:
         """Trains until the schedule or `max_steps` ends it; leaves checkpoint, adapter and bundle; returns the figures
