@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from sanawm_env.bundle import close
 from sanawm_env.errors import ConfigError
+from sanawm_env.model.chunks import clip_chunks
 from sanawm_env.training.clip_stage import ClipStage, ClipTraining, compile_blocks, kept_from_muon, turned
-from sanawm_env.training.latents import Drawn
+from sanawm_env.training.latents import Clips, Drawn
 from sanawm_env.training.learner import Learner
-from sanawm_env.training.objective import clip_loss, velocity
+from sanawm_env.training.objective import AmongLevels, clip_loss, streamed_loss, velocity
 from sanawm_env.training.ranks import Ranks
 from sanawm_env.training.self_forcing import (
     ExitSampler,
@@ -35,22 +37,26 @@ BETAS = (0.0, 0.999)
 @dataclass(frozen=True, kw_only=True)
 class DistillTraining(ClipTraining):
     """Settings of the stage. lr, muon_lr: of the student. critic_lr: of the fake score. every: steps of the fake score
-    for one of the student. timesteps: the student's levels, those of the bundle it starts from if None. renoised: of
-    `ExitSampler`. compiled: the scores' blocks; the student runs in too many shapes. score: noise levels at which the
-    scores are compared. real: the bundle of the frozen score, a bidirectional one or a teacher.
+    for one of the student, on its last `kept` batches of rollouts, which cost more than a step. truth: weight of the
+    student's error against the clip, behind its own rollout as history: what the first picture shows is not up to a
+    score. timesteps: the student's levels, those of the bundle it starts from if None. renoised: of `ExitSampler`.
+    compiled: blocks of the scores and of that error's pass; rollouts come in too many shapes. score: noise levels at
+    which the scores are compared. real: the bundle of the frozen score, a bidirectional one or a teacher.
     """
 
     real: str
     minutes: float = 6.0
     batch: int = 16
-    bank: int = 1024
-    lr: float = 5e-5
+    bank: int = 512
+    lr: float = 1e-4
     muon_lr: float | None = None
-    critic_lr: float = 2e-5
+    critic_lr: float = 1e-4
     warmup: int = 20
     clip: float = 10.0
     ema: float = 0.98
-    every: int = 5
+    every: int = 3
+    kept: int = 4
+    truth: float = 0.25
     timesteps: tuple[int, ...] | None = None
     renoised: bool = True
     score: ScoreLevels = ScoreLevels()
@@ -58,6 +64,10 @@ class DistillTraining(ClipTraining):
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ConfigError(f"every is {self.every}, allowed is >= 1 step of the fake score for one of the student.")
+        if self.kept < 1 or self.truth < 0:
+            raise ConfigError(
+                f"kept is {self.kept}, truth {self.truth}, allowed are >= 1 batch of rollouts and a weight >= 0."
+            )
         if self.scaling.accumulate > 1:
             raise ConfigError(
                 "distillation takes a step with every batch; set scaling.accumulate=1 and a larger batch."
@@ -105,52 +115,64 @@ class DistillStage(ClipStage):
         )
         self.judge, self.fake = real.config, fake
         self.real = copy.deepcopy(real.denoiser).to(self.device).requires_grad_(False)
-        if settings.compiled:
-            for net in (self.fake, self.real):
-                compile_blocks(net)
         self.student = WorldModel(self.world, self.denoiser, self.autoencoder)
         self.denoiser.requires_grad_(True)
-        self._seen = {"student": torch.zeros(()), "nudge": torch.zeros(())}
+        # The student's weights in blocks of their own: those compiled for whole clips are not those of its rollouts.
+        self.whole = self.denoiser
+        if settings.compiled and not settings.scaling.sharded:
+            self.whole = copy.deepcopy(self.denoiser, {id(p): p for p in self.denoiser.parameters()})
+            for net in (self.fake, self.real, self.whole):
+                compile_blocks(net)
+        self._rollouts: deque[Clips] = deque(maxlen=settings.kept)
+        self._seen = {name: torch.zeros(()) for name in ("student", "nudge", "truth")}
 
     def figures(self) -> dict[str, Tensor]:
         return self._seen
 
     def step(self, bank: Any, clips: Drawn, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """`every` steps of the fake score, each on rollouts of the student along other clips, and one of the student.
-        Returns the fake score's last loss and the norm of the student's gradient.
+        """A step of the student, and `every` steps of the fake score on what the student makes. Returns the fake
+        score's last loss and the norm of the student's gradient.
         """
+        norm = self._teach(clips, weight)
         for turn in range(self.settings.every):
-            drawn = clips if turn == 0 else bank.draw(clips.latents.shape[0])
-            critic = self._follow(drawn, turn)
-        norm = self._teach(bank.draw(clips.latents.shape[0]))
+            drawn = random.Random(f"{self.run.step} {turn}").randrange(len(self._rollouts))
+            critic = self._follow(self._rollouts[drawn])
         return critic, norm
 
-    def _follow(self, clips: Drawn, turn: int) -> Tensor:
-        """One step of the fake score towards what the student makes now."""
+    def _follow(self, made: Clips) -> Tensor:
+        """One step of the fake score towards rollouts of the student."""
+        x = made.latents
         with self.run.autocast():
-            made = self._rollout(clips, turn, gradients=False).detach()
-            level = self.settings.score.draw(made.shape[0], made.shape[1], self.device)
-            chunks, ones = score_chunks(self.judge, made.shape[1]), made.new_ones(made.shape[2])
-            loss = clip_loss(self.fake, made, level, self.given(clips), chunks, ones, velocity)
+            level = self.settings.score.draw(x.shape[0], x.shape[1], self.device)
+            chunks, ones = score_chunks(self.judge, x.shape[1]), x.new_ones(x.shape[2])
+            loss = clip_loss(self.fake, x, level, self.given(made), chunks, ones, velocity)
         self.critic.descend(loss, self.run.rate)
         return loss.detach()
 
-    def _teach(self, clips: Drawn) -> Tensor:
-        """One step of the student."""
+    def _teach(self, clips: Drawn, weight: Tensor) -> Tensor:
+        """One step of the student; its rollouts are kept for the fake score."""
+        given = self.given(clips)
         with self.run.autocast():
-            made = self._rollout(clips, self.settings.every, gradients=True)
+            made = self._rollout(clips)
             level = self.settings.score.draw(made.shape[0], made.shape[1], self.device)
             chunks = score_chunks(self.judge, made.shape[1])
             scores = ((net, chunks) for net in (self.fake, self.real))
-            direction = matching_direction(made.detach(), level, self.given(clips), *scores)
-        loss = matching_loss(made, direction)
-        self._seen = {"student": loss.detach(), "nudge": direction[:, 1:].abs().mean()}
+            direction = matching_direction(made.detach(), level, given, *scores)
+            loss = matching_loss(made, direction)
+            self._seen |= {"student": loss.detach(), "nudge": direction[:, 1:].abs().mean()}
+            if self.settings.truth:
+                chunks, among = clip_chunks(made.shape[1], self.world.chunk_latents), AmongLevels(self.world.timesteps)
+                clean, history = clips.latents, made.detach()
+                error, _ = streamed_loss(self.whole, clean, history, given, chunks, among, weight)
+                self._seen["truth"] = error.detach()
+                loss = loss + self.settings.truth * error
+        self._rollouts.append(Clips(made.detach(), clips.poses))
         return self.run.descend(loss)
 
-    def _rollout(self, clips: Drawn, turn: int, *, gradients: bool) -> Tensor:
+    def _rollout(self, clips: Drawn) -> Tensor:
         # One exit for all ranks and all chunks, so that none waits for another's longer rollout.
-        last = random.Random(f"{self.run.step} {turn}").randrange(len(self.world.timesteps))
-        sampler = ExitSampler(last, gradients=gradients, renoised=self.settings.renoised)
+        last = random.Random(self.run.step).randrange(len(self.world.timesteps))
+        sampler = ExitSampler(last, gradients=True, renoised=self.settings.renoised)
         return self_forced(self.student, clips, sampler)
 
 

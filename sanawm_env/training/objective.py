@@ -56,6 +56,18 @@ class Levels:
         return torch.where(torch.rand(shape, device=device) < self.full_share, 1000.0, level)
 
 
+@dataclass(frozen=True)
+class AmongLevels:
+    """Law of a student's noise levels: those at which it steps, each as often."""
+
+    timesteps: tuple[int, ...]
+
+    def draw(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Levels as floats."""
+        levels = torch.tensor(self.timesteps, dtype=torch.float32, device=device)
+        return levels[torch.randint(len(self.timesteps), shape, device=device)]
+
+
 def noised(clean: Tensor, level: Tensor) -> Tensor:
     """clean [B, T, ...] at noise levels [B, T] in 0 .. 1000."""
     sigma = (level / 1000)[:, :, None, None, None]
@@ -95,7 +107,7 @@ def streamed_loss(
     history: Tensor,
     given: Conditioning,
     chunks: ChunkGrid,
-    levels: Levels,
+    levels: Levels | AmongLevels,
     weight: Tensor,
     noise: float = 0.0,
     measure: Measure = rooted,

@@ -74,6 +74,8 @@ class ExitSampler:
         x = noise if clean is None else torch.cat([clean.to(noise.dtype), noise], dim=1)
         for index, level in enumerate(timesteps[: self.last + 1]):
             recorded = self.gradients and index == self.last
+            if recorded:
+                torch.clear_autocast_cache()  # of weights that were cast without gradients
             tau = torch.full(x.shape[:2], float(level), device=x.device)
             tau[:, :known] = 0
             with torch.set_grad_enabled(recorded):

@@ -126,9 +126,10 @@ def test_distillation_trains_student_and_fake_score(
     found = losses(stage, 8)
     assert found[-1] < 0.7 * found[0]  # the fake score comes to know what the student makes
     moved = [name for name, x in stage.denoiser.state_dict().items() if not torch.equal(x, before[name])]
+    assert len(stage._rollouts) == 4  # the last ones
     assert len(moved) > 0.8 * len(dict(stage.denoiser.named_parameters())) and stage.run.step == 8
     assert all(torch.equal(x, frozen[name]) for name, x in stage.real.state_dict().items())
-    assert set(stage.figures()) == {"student", "nudge"} and float(stage.figures()["nudge"]) > 0
+    assert set(stage.figures()) == {"student", "nudge", "truth"} and float(stage.figures()["nudge"]) > 0
 
 
 def test_distillation_goes_on_with_its_fake_score(teacher: WorldModel, tmp_path: Path) -> None:
