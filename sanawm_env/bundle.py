@@ -58,13 +58,13 @@ def load(
     variant: of the bundle, where it is not the folder itself: that in the folder beside it whose name ends in the
     variant's ("rooms" and "rooms-teacher"). refiner: whether the bundle's refiner, in "rooms-refiner", runs too.
     device: see `placement.find_device`. precision: "auto" is bf16 where the device multiplies it natively, fp32
-    elsewhere, and what a quantised bundle holds; "fp8" (weights and products in 8 bits, NVIDIA from capability 8.9) and
-    "nvfp4" (weights in 4.5 bits) quantise the denoiser's large layers while they are read. offload: see
-    `placement.find_offload`. layers: which of them, "default" if None, or "max" for the camera's projections and the
-    temporal convolutions too. simulate: FP8 where there is no such product, slowly, by one that rounds the same;
-    `model.execution` says so. captured: see `placement.find_captured`; `model.captured` says it. BundleError: an
-    unknown name, a missing or damaged file, a bundle of another format. BackendError: a device that cannot run the
-    precision.
+    elsewhere, and what a quantised bundle holds; "fp32" computes worlds of a batch one after another; "fp8" (weights
+    and products in 8 bits, NVIDIA from capability 8.9) and "nvfp4" (weights in 4.5 bits) quantise the denoiser's large
+    layers while they are read. offload: see `placement.find_offload`. layers: which of them, "default" if None, or
+    "max" for the camera's projections and the temporal convolutions too. simulate: FP8 where there is no such product,
+    slowly, by one that rounds the same; `model.execution` says so. captured: see `placement.find_captured`;
+    `model.captured` says it. BundleError: an unknown name, a missing or damaged file, a bundle of another format.
+    BackendError: a device that cannot run the precision.
     """
     folder = folder_of(name_or_path, variant)
     told, fingerprint = _read_description(folder)

@@ -25,16 +25,24 @@ VISITING = 4
 
 
 def computed_at_once(model: WorldModel, kind: Tensor, resident: int | None = None) -> list[Tensor]:
-    """Rows of the batch that one call computes: worlds of one age [B], up to that at which all windows are full, since
-    attention to fewer keys is another computation; on a CPU every world by itself. resident: most of them, or any.
+    """Rows of the batch that one call computes: every world by itself on a CPU and in fp32, which is for checking; else
+    worlds of one age [B], up to that at which all windows are full, since attention to fewer keys is another
+    computation. resident: most of them, or any.
 
-    Products and exponentials on a CPU round by how many rows share a call and by how its threads divide them, and a
-    world must not depend on its neighbours (design.md 3). A chunk of one world is enough work for a CPU.
+    Libraries round products by how many rows share a call, and a world must not depend on its neighbours (design.md 3).
+    A chunk of one world is enough work for a CPU. On a GPU one trained block makes 1e-4 of a rounding of 4e-7, so in
+    fp32 only calls of their own keep worlds equal. Training computes in bf16 over fp32 weights (autocast), in batches.
     """
-    if model.device.type == "cpu":
+    if computed_alone(model):
         return list(torch.arange(len(kind)).split(1))
     ages = [(kind == value).nonzero()[:, 0] for value in kind.unique()]
     return [rows for age in ages for rows in age.split(resident or len(kind))]
+
+
+def computed_alone(model: WorldModel) -> bool:
+    """Whether every world is computed by itself, whatever batch it is in."""
+    kind = model.device.type
+    return kind == "cpu" or (model.dtype == torch.float32 and not torch.is_autocast_enabled(kind))
 
 
 def together(

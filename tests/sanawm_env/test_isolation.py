@@ -113,14 +113,43 @@ def test_a_world_alone_is_the_same_in_any_batch(
 
 
 def test_groups_of_no_more_than_resident_are_computed(tiny_model: WorldModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, where worlds of one age share a call."""
+    """As on a GPU in bf16, where worlds of one age share a call."""
     monkeypatch.setattr(type(tiny_model), "device", property(lambda self: torch.device("cuda")))
+    monkeypatch.setattr(type(tiny_model), "dtype", property(lambda self: torch.bfloat16))
     kind = torch.tensor([0, 2, 0, 0, 2, 0, 0])
     assert [rows.tolist() for rows in visits.computed_at_once(tiny_model, kind)] == [[0, 2, 3, 5, 6], [1, 4]]
     groups = [rows.tolist() for rows in visits.computed_at_once(tiny_model, kind, 2)]
     assert groups == [[0, 2], [3, 5], [6], [1, 4]]
     runs = [(whole, part) for whole, part in visits._runs(torch.tensor([1, 2, 5, 7, 8, 9]))]
     assert runs == [(slice(1, 3), slice(0, 2)), (slice(5, 6), slice(2, 3)), (slice(7, 10), slice(3, 6))]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "autocast", "alone"),
+    [
+        ("cuda", torch.float32, False, True),
+        ("cuda", torch.float32, True, False),  # as training steps worlds
+        ("cuda", torch.bfloat16, False, False),
+        ("cpu", torch.float32, True, True),
+        ("cpu", torch.bfloat16, False, True),
+    ],
+)
+def test_fp32_worlds_of_a_gpu_are_computed_one_by_one(
+    tiny_model: WorldModel,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    dtype: torch.dtype,
+    autocast: bool,
+    alone: bool,
+) -> None:
+    """No rounding of a library then depends on a world's neighbours."""
+    monkeypatch.setattr(type(tiny_model), "device", property(lambda self: torch.device(device)))
+    monkeypatch.setattr(type(tiny_model), "dtype", property(lambda self: dtype))
+    # A context of autocast does nothing where there is no such device.
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: autocast and kind == device)
+    for resident in (None, 2):
+        rows = [rows.tolist() for rows in visits.computed_at_once(tiny_model, torch.tensor([0, 2, 0]), resident)]
+        assert rows == ([[0], [1], [2]] if alone else [[0, 2], [1]])
 
 
 def test_more_worlds_than_a_device_holds_name_the_remedy(
