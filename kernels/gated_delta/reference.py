@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sanawm_env.kernels.chunk_frames import chunk_ends
+from sanawm_env.kernels.gated_delta.scan import product, scan
 
 
 def key_scale(width: int, tokens: int) -> float:
@@ -29,25 +30,7 @@ def delta_scan(
     state: [B, N, D, E] carried in. chunks: lengths whose sum is T; the backward scan starts from zero at each chunk's
     end. Returns the state each frame reads, [B, T, N, D, E], and the forward state after each chunk, [B, K, N, D, E].
     """
-    g = decay[..., None, None]
-    forward = []
-    for t in range(gram.shape[1]):
-        state = _advance(state, gram[:, t], write[:, t], g[:, t])
-        forward.append(state)
-    read = list(forward)
-    ends = chunk_ends(chunks)
-    for begin, end in zip((0, *ends[:-1]), ends, strict=True):
-        backward = None
-        for t in range(end - 1, begin, -1):
-            backward = write[:, t] if backward is None else _advance(backward, gram[:, t], write[:, t], g[:, t])
-            read[t - 1] = forward[t - 1] + backward
-    return torch.stack(read, dim=1), torch.stack([forward[end - 1] for end in ends], dim=1)
-
-
-def _advance(state: Tensor, gram: Tensor, write: Tensor, decay: Tensor) -> Tensor:
-    # Decay multiplies the old state before the delta update; what is written is not decayed.
-    kept = decay * state
-    return kept - _product(gram, kept) + write
+    return scan(gram, write, decay, state, list(chunks))
 
 
 def gated_delta(
@@ -61,14 +44,9 @@ def gated_delta(
     with torch.autocast(q.device.type, enabled=False):
         frames = (*q.shape[:2], q.shape[3])
         q, k, v, weighted = (_frames_first(x) for x in (q, k, v, k * beta[..., None]))
-        gram, write = (_product(weighted.transpose(1, 2), x).unflatten(0, frames) for x in (k, v))
+        gram, write = (product(weighted.transpose(1, 2), x).unflatten(0, frames) for x in (k, v))
         read, after = delta_scan(gram, write, decay.float(), state.float(), chunks)
-        return _product(q, read.flatten(0, 2)).unflatten(0, frames).transpose(2, 3), after
-
-
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    # A matrix times a single column is summed in another order in another batch; plain sums of its rows are not.
-    return (x * y.transpose(-1, -2)).sum(-1, keepdim=True) if y.shape[-1] == 1 else x @ y
+        return product(q, read.flatten(0, 2)).unflatten(0, frames).transpose(2, 3), after
 
 
 def _frames_first(x: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
 """The matrix form of the frame-wise gated delta rule against its definition, and its state across calls."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from sanawm_env.kernels.gated_delta import gated_delta, normalised_gated_delta
+from sanawm_env.kernels.gated_delta import delta_scan, gated_delta, normalised_gated_delta
 from sanawm_env.kernels.gated_delta.reference import token_recurrence
+from sanawm_env.kernels.gated_delta.scan import scan
 
 TOLERANCE = 1e-5  # relative, fp32
 
@@ -81,3 +84,36 @@ def test_bf16_operands_are_computed_in_fp32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         got, _ = gated_delta(**given, chunks=(4,))
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("chunks", [(1,), (3,), (3, 2, 2), (5, 1, 4)])
+def test_the_adjoint_is_that_of_the_recurrence(chunks: tuple[int, ...]) -> None:
+    """Gradients of every input, against autograd through the definition; in double precision."""
+    given = {name: x.double().requires_grad_() for name, x in inputs(sum(chunks)).items()}
+    results = []
+    for rule in (scan_of_double, token_recurrence):
+        out, after = rule(**given, chunks=chunks)
+        weights = torch.Generator().manual_seed(0)
+        loss = sum(
+            (x * torch.randn(x.shape, generator=weights, dtype=torch.float64)).sum() for x in (out, after, after**2)
+        )
+        results.append(torch.autograd.grad(loss, list(given.values())))
+    for name, got, want in zip(given, *results, strict=True):
+        assert relative(got, want) < 1e-10, name
+
+
+def scan_of_double(**given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """`gated_delta` without its rounding to fp32."""
+    q, k, v, beta = (given[name].transpose(2, 3) for name in ("q", "k", "v", "beta"))
+    weighted = (k * beta[..., None]).transpose(-1, -2)
+    read, after = delta_scan(weighted @ k, weighted @ v, given["decay"], given["state"], given["chunks"])
+    return (q @ read).transpose(2, 3), after
+
+
+def test_the_operator_keeps_the_rules_of_operators() -> None:
+    """Its shapes without data, and its adjoint under a compiler's tracing."""
+    given = {name: x.requires_grad_() for name, x in inputs(5, width=4, batch=1, tokens=3, heads=2).items()}
+    k = given["k"].transpose(2, 3)
+    gram = (k.transpose(-1, -2) @ k).detach().requires_grad_()
+    write = torch.randn_like(gram).requires_grad_()
+    torch.library.opcheck(scan, (gram, write, given["decay"], given["state"], [3, 2]))
