@@ -32,6 +32,12 @@ def _mask(frames: tuple[bool, ...], device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=256)
+def frame_index(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Frames by number, as an index of that shape on the device."""
+    return torch.tensor(rows, device=device)
+
+
+@lru_cache(maxsize=256)
 def frame_table(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """For each frame: first frame of its chunk, frame after the last, and index of its chunk; int32 [3, T]."""
     ends = chunk_ends(lengths)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sanawm_env.errors import ConfigError
+from sanawm_env.kernels.chunk_frames import frame_index
 from sanawm_env.kernels.window_attention import window_attention
 from sanawm_env.model.chunks import ChunkGrid, previous_chunks, take
 from sanawm_env.model.config import DenoiserConfig
@@ -162,13 +163,12 @@ class WindowReader:
             slot = ((self.position[:, :1] - 1) // length - 1) % slots
             taken = (torch.arange(slots, device=slot.device) == slot)[..., None, None, None, None]
             return torch.where(taken, keys[:, None], old).flatten(1, 2)[:, None]
+        blank = keys.shape[1]  # a frame of zeros behind the keys
         rows = []
         for chunk in range(len(self.chunks.lengths)):
             frames = [frame for index in previous_chunks(chunk + 1, slots) for frame in self.chunks.frames_of(index)]
-            missing = slots * length - len(frames)
-            empty = keys.new_zeros(keys.shape[0], missing, *keys.shape[2:])
-            rows.append(torch.cat([take(keys, frames), empty], dim=1) if frames else empty)
-        return torch.stack(rows, dim=1)
+            rows.append(tuple(frames) + (blank,) * (slots * length - len(frames)))
+        return torch.cat([keys, torch.zeros_like(keys[:, :1])], dim=1)[:, frame_index(tuple(rows), keys.device)]
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
