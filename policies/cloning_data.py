@@ -100,7 +100,7 @@ def read_demonstrations(
     seen = Windows(opened, WindowSpec(arrays=("frames",), every=step), episodes=chosen)
     done = Windows(opened, WindowSpec(history=2, actions=reach, arrays=("poses", key), every=step), episodes=chosen)
     pixels = 3 * (fit.height // network.shrink) * (fit.width // network.shrink)
-    check_capacity(len(seen), pixels, device, what="the number of instants")
+    check_capacity(len(seen), lambda instants: instants * pixels, device, "the number of instants")
     goals = np.concatenate([store.rows_at("start_goals", range(len(store))) for store in stores])
     parts = []
     for first in tqdm(range(0, len(seen), _TOGETHER), desc="reading", unit="batch", disable=None):

@@ -90,6 +90,17 @@ class ChunkGraphs:
     def __len__(self) -> int:
         return len(self._graphs)
 
+    def held(self, stages: tuple[Stage, ...]) -> tuple[dict[int, int], int]:
+        """Bytes that graphs of these stages have on the device: what they copy into, by worlds, and the pool that they
+        compute in."""
+        mine = {kind: graph for kind, graph in self._graphs.items() if kind.stages == stages}
+        copies = {kind.worlds: sum(x.nbytes for x in graph.held.values()) for kind, graph in mine.items()}
+        replay = next((graph.recorded for graph in mine.values()), None)
+        if not isinstance(replay, torch.cuda.CUDAGraph):
+            return copies, 0
+        pool, segments = tuple(replay.pool()), torch.cuda.memory_snapshot()
+        return copies, sum(part["total_size"] for part in segments if tuple(part["segment_pool_id"]) == pool)
+
     def advance(
         self, model: WorldModel, state: WorldState, asked: Asked, chunks: ChunkGrid | None, stages: tuple[Stage, ...]
     ) -> Made:

@@ -10,14 +10,14 @@ import abc
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
-from sanawm_env.capacity import COPIES, check_capacity
+from sanawm_env.capacity import FEWER, FEWER_FUTURES, Needs, Room
 from sanawm_env.env_config import EnvConfig, is_count
 from sanawm_env.errors import ActionError, StateError, TaskError
 from sanawm_env.rigid import CAMERA_FROM_BODY, body_velocity
@@ -26,6 +26,7 @@ from sanawm_env.running import (
     SUCCESS,
     TASK,
     Judged,
+    Outcome,
     Running,
     Shown,
     drop_faulty,
@@ -41,17 +42,6 @@ from sanawm_env.start import ResetOptions, Start, make_start
 from sanawm_env.state import WorldState
 from sanawm_env.tasks import Columns, Drive, make_task, task_fields
 from sanawm_env.undecoded import Undecoded
-from sanawm_env.visits import VISITING
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a step gave: reward float64 [B], terminated and truncated bool [B], facts for `info` with B rows each."""
-
-    reward: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    info: dict[str, np.ndarray]
 
 
 class Episodes(abc.ABC):
@@ -69,21 +59,16 @@ class Episodes(abc.ABC):
         self.model = model
         self.config = config
         self.batch = batch
+        self.decode = True
+        self.room = self._room(model.empty_state(1, device="meta").nbytes()["total"])
         if batch > 1:
-            self._check_capacity(batch, model.empty_state(1).nbytes()["total"], self._frame_bytes)
+            self.room.check(batch)
         self.action_map = config.make_map()
         self.task = make_task(config.task)
         self.running: Running | None = None
-        self.decode = True
         self.later: Undecoded | None = None
         self.last_timing: dict[str, float] = {}
         self.last_latents: torch.Tensor | None = None
-
-    @property
-    def _frame_bytes(self) -> int:
-        """Bytes of what a world shows of a chunk."""
-        shape = self.model.config
-        return shape.frames_per_chunk * shape.height * shape.width * 3
 
     @property
     def home(self) -> torch.device:
@@ -91,13 +76,23 @@ class Episodes(abc.ABC):
         resident = self.config.resident
         return self.model.device if resident is None or self.batch <= resident else torch.device("cpu")
 
-    def _check_capacity(self, worlds: int, state: int, frames: int, what: str = "num_envs") -> None:
-        """ConfigError unless there is memory for so many more worlds, with states and frames of so many bytes."""
-        each, visiting = COPIES * state + frames, VISITING * state
-        check_capacity(worlds, each, self.home, what, visiting if self.config.resident is None else None)
-        if self.home != self.model.device:
-            assert self.config.resident is not None
-            check_capacity(self.config.resident, visiting, self.model.device, what="resident")
+    def _room(self, state: int, what: str = "num_envs", fewer: str = FEWER) -> Room:
+        """The memory that these episodes ask for, with states of so many bytes each."""
+        shape = self.model.config
+        return Room(
+            what=what,
+            device=self.model.device,
+            home=self.home,
+            state=state,
+            frames=shape.frames_per_chunk * shape.height * shape.width * 3 if self.decode else 0,
+            working=self._working(state),
+            resident=self.config.resident,
+            fewer=fewer,
+        )
+
+    def _working(self, state: int) -> Needs:
+        """Bytes of what a step takes beside states, by number of worlds. state: bytes of one."""
+        return lambda worlds: 0
 
     @classmethod
     @abc.abstractmethod
@@ -131,7 +126,8 @@ class Episodes(abc.ABC):
         start = make_start(options, seeds, self.model.config, self.model.device)
         rendered = time.perf_counter()
         columns = {TASK + name: rows for name, rows in task.begin(start.situations).items()}
-        world, shown, own = self._begin(start, seeds, options)
+        with self.room.met(len(seeds)):
+            world, shown, own = self._begin(start, seeds, options)
         opened = time.perf_counter() - rendered
         lines = fresh_lines(seeds) if lines is None else lines
         rows = fresh_rows(self.action_map.initial(len(seeds)), start.rooms, lines) | columns | own
@@ -175,7 +171,8 @@ class Episodes(abc.ABC):
     def move(self, poses: np.ndarray, rows: Columns | None = None) -> tuple[np.ndarray, Shown]:
         """A chunk along poses [B, F, 4, 4], with the episodes' rows after it: whether each is sound, what it shows."""
         now = self.now
-        world, shown, sound = self._step(now.world, poses)
+        with self.room.met(self.batch):
+            world, shown, sound = self._step(now.world, poses)
         self.running = replace(now, world=world, rows=now.rows if rows is None else rows, **shown._asdict())
         return sound, shown
 
@@ -205,9 +202,12 @@ class Episodes(abc.ABC):
         if decode == "later":
             forked.later = Undecoded.of(self).select(np.repeat(np.arange(self.batch), n))
             decode = False
-        state, frames = now.world.nbytes()["total"] // self.batch, self._frame_bytes if decode else 0
-        forked._check_capacity(forked.batch, state, frames, what="the number of futures")
-        world = (now.world if decode or now.world.decoder is None else now.world.plan()).to(forked.home).fork(n)
+        parts = now.world.nbytes()
+        state = parts["total"] if decode else parts["total"] - parts["decoder"] - parts["refiner"]
+        forked.room = forked._room(state // self.batch, "the number of futures", FEWER_FUTURES)
+        forked.room.check(forked.batch)
+        with forked.room.met(forked.batch):
+            world = (now.world if decode or now.world.decoder is None else now.world.plan()).to(forked.home).fork(n)
         if decode and world.decoder is None:
             raise StateError("these worlds have no decoder left (decode=False); fork from ones that have it.")
         if reseed:

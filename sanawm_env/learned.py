@@ -12,6 +12,7 @@ import torch
 
 from sanawm_env import world as worlds
 from sanawm_env.bundle import open_model
+from sanawm_env.capacity import Needs
 from sanawm_env.drift_guard import open_guard, rows_of, signals
 from sanawm_env.env_config import EnvConfig
 from sanawm_env.episodes import Episodes
@@ -21,6 +22,7 @@ from sanawm_env.snapshot import Snapshot
 from sanawm_env.source import WorldSource
 from sanawm_env.start import ResetOptions, Start
 from sanawm_env.state import StepOutput, WorldState
+from sanawm_env.step_memory import working
 from sanawm_env.tasks import Columns
 from sanawm_env.world import WorldModel
 
@@ -68,6 +70,11 @@ class LearnedEpisodes(Episodes):
         check_prompts(model, config.prompts)
         super().__init__(model, config, batch)
         self.guard = None if config.guard is None else open_guard(config.guard).check_fits(model.fingerprint)
+
+    def _working(self, state: int) -> Needs:
+        if not self.stepping:
+            return super()._working(state)
+        return working(self.model, state, decode=self.decode, resident=self.config.resident)
 
     def _begin(self, start: Start, seeds: Sequence[int], options: ResetOptions) -> tuple[WorldState, Shown, Columns]:
         world, shown = worlds.initial(

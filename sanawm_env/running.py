@@ -93,6 +93,16 @@ class Judged:
     valid_frames: np.ndarray
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a step gave: reward float64 [B], terminated and truncated bool [B], facts for `info` with B rows each."""
+
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    info: dict[str, np.ndarray]
+
+
 def fresh_rows(motion: np.ndarray, rooms: np.ndarray, lines: np.ndarray) -> Columns:
     """Rows of episodes that begin. motion: [B, k] at rest. rooms: [B] seeds of their rooms. lines: [B, 2] first seed of
     the world and how many episodes it has had since, from which the seed of its next episode follows."""

@@ -55,11 +55,11 @@ class RoomsTruth:
         facts = [config.name, config.fps, config.frames_per_chunk, config.height, config.width, config.intrinsics]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def empty_state(self, batch: int, *, decoder: bool = True) -> WorldState:
+    def empty_state(self, batch: int, *, decoder: bool = True, device: torch.device | str | None = None) -> WorldState:
         """A state in which nothing has happened yet. The truth remembers nothing but where the camera is."""
         return WorldState(
             **fresh_fields(batch, self.config),
-            first_latent=torch.zeros(batch, 0, device=self.device),
+            first_latent=torch.zeros(batch, 0, device=self.device if device is None else device),
             text={},
             memory=[],
             decoder={} if decoder else None,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sanawm_env.cli import Convert, compose
+from sanawm_env.cli import Convert
+from sanawm_env.cli_parts import compose
 from sanawm_env.config import from_mapping
 from sanawm_env.errors import ConfigError
 from sanawm_env.evaluation.command import EvalRooms

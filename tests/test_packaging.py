@@ -70,9 +70,9 @@ def test_the_wheel_works_away_from_the_sources(archives: tuple[Path, Path], tmp_
         wheel.extractall(tmp_path)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
-        "import sanawm_env, sanawm_env.datasets.schema, sanawm_env.kernels.backend, sanawm_env.cli as cli;"
+        "import sanawm_env, sanawm_env.datasets.schema, sanawm_env.kernels.backend, sanawm_env.cli_parts as parts;"
         f"assert sanawm_env.__file__.startswith({str(tmp_path)!r}), sanawm_env.__file__;"
-        "print(cli.compose('demo', [])['bundle'])"
+        "print(parts.compose('demo', [])['bundle'])"
     )
     assert python(code, cwd=tmp_path) == "rooms"
 

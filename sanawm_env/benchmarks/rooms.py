@@ -17,7 +17,7 @@ import torch
 from sanawm_env.bare import run_bare
 from sanawm_env.benchmarks.machine import append_line, machine, timed
 from sanawm_env.benchmarks.streaming import batch_tolerance, pictures, relative_difference, stream, turning_path
-from sanawm_env.bundle import load
+from sanawm_env.bundle_choice import BundleChoice
 from sanawm_env.errors import BackendError, ConfigError
 from sanawm_env.rooms import render, sample_scenes
 from sanawm_env.world import WorldModel, initial, step
@@ -27,14 +27,14 @@ EYE_HEIGHT = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchRooms:
-    """What to measure. batch: worlds at a time, one measurement each. precision: likewise. chunks: timed steps.
+class BenchRooms(BundleChoice):
+    """What to measure. bundle, variant, refiner: see `BundleChoice`. batch: worlds at a time, one measurement each.
+    precision: likewise. chunks: timed steps.
 
     decode: with pixels, or latents only (what a planner pays), or both. captured: of `bundle.load`. renderer: whether
     the ray-caster is timed too, over `renderer_frames` frames of 8 rooms. out: file that gets one JSON line a run.
     """
 
-    bundle: str = "rooms"
     device: str = "cpu"
     batch: tuple[int, ...] = (1,)
     precision: tuple[Literal["bf16", "fp32"], ...] = ("bf16", "fp32")
@@ -64,7 +64,7 @@ def run(config: BenchRooms, progress: Callable[[str], None] = print) -> dict[str
         raise BackendError("device 'cuda' was asked for, this machine has none; pass device=cpu")
     report: dict[str, Any] = {"benchmark": "rooms", **machine(device), "worlds": []}
     for precision in config.precision:
-        model = load(config.bundle, device=config.device, precision=precision, captured=config.captured)
+        model = config.load(device=config.device, precision=precision, captured=config.captured)
         report["captured"] = model.captured
         report["bundle_sha256"] = model.fingerprint
         check_batch(model)

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sanawm_env.bundle import load
+from sanawm_env.bundle_choice import BundleChoice
 from sanawm_env.evaluation.rooms import RETURNS, evaluate
 from sanawm_env.placement import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalRooms:
-    """bundle: name or folder. device: CUDA if there is one, by default. The others are those of `evaluate`."""
+class EvalRooms(BundleChoice):
+    """bundle, variant, refiner: see `BundleChoice`. device: CUDA if there is one, by default. The others are those of
+    `evaluate`."""
 
-    bundle: str = "rooms"
     device: str | None = None
     precision: Precision = "auto"
     scenes: int = 32
@@ -28,7 +28,7 @@ class EvalRooms:
 def run(config: EvalRooms) -> dict[str, Any]:
     """Loads the bundle and evaluates it; the report of `evaluate`."""
     return evaluate(
-        load(config.bundle, device=config.device, precision=config.precision),
+        config.load(device=config.device, precision=config.precision),
         scenes=config.scenes,
         seed=config.seed,
         frames=config.frames,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sanawm_env.bundle import load
+from sanawm_env.bundle_choice import BundleChoice
 from sanawm_env.errors import ConfigError, StateError
 from sanawm_env.evaluation.held_out import HeldOut, held_out
 from sanawm_env.evaluation.metrics import mean_where_finite, psnr
@@ -32,13 +32,12 @@ MEASURES = {"psnr": "psnr_db", "degrees": "pose_error_degrees", "metres": "pose_
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalPrecisionParity:
-    """bundle: name or folder of a plain bundle. device: CUDA if there is one, by default. precision, layers, simulate:
-    of `bundle.load`. calibrate: of `quantise.Quantize`. scenes: held-out rooms, at least 2. chunks: how far each is
-    driven. seed: of the held-out set.
+class EvalPrecisionParity(BundleChoice):
+    """bundle, variant, refiner: see `BundleChoice`, of plain weights. device: CUDA if there is one, by default.
+    precision, layers, simulate: of `bundle.load`. calibrate: of `quantise.Quantize`. scenes: held-out rooms, at least
+    2. chunks: how far each is driven. seed: of the held-out set.
     """
 
-    bundle: str = "rooms"
     device: str | None = None
     precision: LowPrecision = "nvfp4"
     layers: LayerList = "default"
@@ -57,14 +56,13 @@ def run(config: EvalPrecisionParity) -> dict[str, Any]:
     """Loads the bundle in both precisions, the high one bf16 where the device has it and fp32 elsewhere, and compares
     them; the report of `parity`.
     """
-    high = load(config.bundle, device=config.device)
+    high = config.load(device=config.device)
     if config.calibrate:
         chosen = Quantisation(precision=config.precision, layers=config.layers, simulated=config.simulate)
         chosen.check_runs(high.device)
         low = quantised(high, chosen, config.calibrate)
     else:
-        low = load(
-            config.bundle,
+        low = config.load(
             device=config.device,
             precision=config.precision,
             layers=config.layers,

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sanawm_env.bare import run_bare
 from sanawm_env.benchmarks.machine import machine, peak_memory, reset_peak
-from sanawm_env.bundle import load
+from sanawm_env.bundle_choice import BundleChoice
 from sanawm_env.errors import ConfigError
 from sanawm_env.evaluation.benchmark_paths import Caps, Split
 from sanawm_env.evaluation.clip_scores import Shown, score
@@ -39,18 +39,17 @@ SHEET_CLIPS, SHEET_COLUMNS = 4, 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """A world to judge. bundle, precision: of `bundle.load`; or sana_wm: arguments of `sana_wm.open_sana_wm`, for a
-    released model, which reads prompts."""
+class Judged(BundleChoice):
+    """A world to judge. bundle, variant, refiner: see `BundleChoice`. precision: of `bundle.load`. Or sana_wm:
+    arguments of `sana_wm.open_sana_wm`, for a released model, which reads prompts."""
 
-    bundle: str = "rooms"
     precision: Precision = "auto"
     sana_wm: Mapping[str, Any] | None = None
 
     def open(self, device: str | None) -> tuple[WorldModel, PromptReader | None]:
         """The model, and what reads its prompts."""
         if self.sana_wm is None:
-            return load(self.bundle, device=device, precision=self.precision), None
+            return self.load(device=device, precision=self.precision), None
         from sanawm_env.sana_wm import open_sana_wm
 
         return open_sana_wm(**{"device": device, "precision": self.precision, **self.sana_wm})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sanawm_env import cli
+from sanawm_env.cli_parts import build
 from sanawm_env.errors import BundleError
 from sanawm_env.evaluation.command import EvalRooms
 
@@ -49,5 +50,5 @@ def test_exit_status(
 
 def test_flags_are_stronger_than_overrides() -> None:
     options = cli.parser().parse_args(["eval", "rooms", "scenes=3", "seed=5", "--scenes", "4", "--json"])
-    built = cli._build(EvalRooms, "eval_rooms", options)
+    built = build(EvalRooms, "eval_rooms", options)
     assert (built.scenes, built.seed, options.json) == (4, 5, True)

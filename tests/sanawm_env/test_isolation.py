@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode
 
 from sanawm_env import capacity, visits
 from sanawm_env.benchmarks.streaming import batch_tolerance, relative_difference
+from sanawm_env.capacity import Room
 from sanawm_env.errors import ConfigError
 from sanawm_env.model.config import tiny_config
 from sanawm_env.scene import Scene
@@ -155,13 +156,20 @@ def test_fp32_worlds_of_a_gpu_are_computed_one_by_one(
 def test_more_worlds_than_a_device_holds_name_the_remedy(
     tiny_model: WorldModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = tiny_model.empty_state(1).nbytes()["total"]
-    each = 2 * state + 100
-    monkeypatch.setattr(capacity, "free_bytes", lambda device: 9 * state)
-    with pytest.raises(ConfigError, match=r"at most 4\. Run fewer, .*, or pass resident=2, which keeps"):
-        capacity.check_capacity(10, each, torch.device("cuda"), visiting=4 * state)
-    with pytest.raises(ConfigError, match=r"after another\.$"):
-        capacity.check_capacity(10, each, torch.device("cpu"), visiting=4 * state)
+    def room(device: str, home: str, resident: int | None = None) -> Room:
+        places = {"device": torch.device(device), "home": torch.device(home)}
+        return Room(what="num_envs", **places, state=100, frames=50, working=lambda n: 30 * n, resident=resident)
+
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 900 if device.type == "cuda" else 2500)
+    with pytest.raises(ConfigError, match=r"each takes 280 bytes .* at most 3\. Run fewer, .* resident=2, which"):
+        room("cuda", "cuda").check(10)
+    with pytest.raises(ConfigError, match=r"at most 8\. .* after another\.$"):
+        room("cpu", "cpu").check(10)
+    room("cuda", "cpu", resident=2).check(10)
+    with pytest.raises(ConfigError, match=r"num_envs is 11: each takes 250 bytes on 'cpu', .* at most 10\."):
+        room("cuda", "cpu", resident=2).check(11)
+    with pytest.raises(ConfigError, match=r"resident is 3: each takes 430 bytes on 'cuda', .* at most 2\."):
+        room("cuda", "cpu", resident=3).check(10)
     with pytest.raises(ConfigError, match="resident is 0, allowed is a number of worlds >= 1"):
         SanaWMVectorEnv(2, tiny_model, resident=0)
     with pytest.raises(ConfigError, match="resident is 2, but the truth"):

@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode
 from sanawm_env import capacity
 from sanawm_env.env import SanaWMEnv
 from sanawm_env.errors import ConfigError
+from sanawm_env.step_memory import activations
 from sanawm_env.testing import assert_same, row_of
 from sanawm_env.truth import RoomsTruthEnv, RoomsTruthVectorEnv
 from sanawm_env.vector_env import SanaWMVectorEnv
@@ -201,13 +202,16 @@ def test_more_worlds_than_memory_are_refused_with_what_fits(
     tiny_model: WorldModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = 2 * tiny_model.empty_state(1).nbytes()["total"] + 8 * 32 * 40 * 3
-    monkeypatch.setattr(capacity, "free_bytes", lambda device: 10 * each + 5)
-    with pytest.raises(ConfigError, match=rf"num_envs is 11: a world takes {each:,} bytes on 'cpu'.*at most 10\."):
+    computing = activations(tiny_model, ("denoise", "decode"))
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 10 * each + computing)
+    wanted = 11 * each + computing
+    words = rf"num_envs is 11: each takes {-(-wanted // 11):,} bytes on 'cpu', all {wanted:,}, .*at most 10\. Run fewer"
+    with pytest.raises(ConfigError, match=words):
         SanaWMVectorEnv(11, tiny_model)
     env = SanaWMVectorEnv(2, tiny_model, task="drive")
     env.reset(seed=0)
     env.fork(5)
-    with pytest.raises(ConfigError, match=r"the number of futures is 12: .*at most 10\."):
+    with pytest.raises(ConfigError, match=r"the number of futures is 12: .*at most 10\. Fork fewer .*at_once="):
         env.fork(6)
     observation = env.step(ACTIONS[:2])[0]  # and goes on
     assert observation.shape == (2, 32, 40, 3)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sanawm_env import bundle_choice
 from sanawm_env.benchmarks import rooms
 from sanawm_env.benchmarks.machine import append_line, machine, percentiles
 from sanawm_env.benchmarks.rooms import BenchRooms
@@ -19,7 +20,7 @@ from sanawm_env.world import WorldModel
 def test_a_run_appends_one_line_with_everything(
     tiny_model: WorldModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rooms, "load", lambda *_, **__: tiny_model)
+    monkeypatch.setattr(bundle_choice, "load", lambda *_, **__: tiny_model)
     out = tmp_path / "bench" / "rooms.jsonl"
     config = BenchRooms(
         batch=(1, 2), precision=("fp32",), chunks=2, warmup=1, out=out, renderer_frames=1, renderer_repeats=1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sanawm_env import bundle, cli
+from sanawm_env import bundle, bundle_choice, cli
 from sanawm_env.errors import BackendError, ConfigError, StateError
 from sanawm_env.evaluation import parity as module
 from sanawm_env.evaluation.parity import EvalPrecisionParity, parity, run
@@ -83,7 +83,7 @@ def test_the_shipped_world() -> None:
 
 
 def test_the_command(tiny: WorldModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(module, "load", lambda bundle, device, **options: tiny)
+    monkeypatch.setattr(bundle_choice, "load", lambda bundle, device, **options: tiny)
     arguments = ["eval", "precision-parity", "--scenes", "2", "--chunks", "1", "--device", "cpu"]
     assert cli.main(arguments) == 0
     assert "allowed 0.3 dB: passed" in capsys.readouterr().out

@@ -16,6 +16,9 @@ import torch
 import sanawm_env  # noqa: F401 - registers the environments
 from sanawm_env import bundle
 from sanawm_env.errors import BundleError
+from sanawm_env.evaluation.command import EvalRooms
+from sanawm_env.evaluation.command import run as evaluate
+from sanawm_env.evaluation.world import Judged
 from sanawm_env.training.ranks import Ranks
 from sanawm_env.training.refiner import RefinerStage, RefinerTraining, truncated
 from sanawm_env.training.stages import SMOKE_CLIPS
@@ -97,6 +100,12 @@ def test_it_opens_beside_its_bundle(tiny_model: WorldModel, tmp_path: Path) -> N
         env.reset(seed=0)
         frames[asked] = env.step(np.array([0.2, 0.1], np.float32))[0]
     assert not np.array_equal(frames[False], frames[True])
+    told = {"bundle": str(folder), "device": "cpu", "scenes": 2, "frames": 8, "returns": (), "precision": "fp32"}
+    plain, better = (evaluate(EvalRooms(**told, refiner=asked)) for asked in (False, True))  # type: ignore[arg-type]
+    assert (plain["precision"], better["precision"]) == ("fp32", "fp32; refiner: fp32")
+    assert plain["psnr_all"]["8"] != better["psnr_all"]["8"] and plain["autoencoder"] == better["autoencoder"]
+    judged, _ = Judged(bundle=str(folder), refiner=True, precision="fp32").open("cpu")
+    assert judged is refined
     assert stage(tiny_model, tmp_path).run.step == made.run.step == 2
     told = tmp_path / "out" / "bundle-refiner" / "refiner.json"
     written = json.loads(told.read_text())
