@@ -32,6 +32,7 @@ class Convert:
     variant: Literal["bidirectional", "teacher", "distilled"]
     revision: str | None = None
     autoencoder: str | None = None
+    adapter: Path | None = None
     height: int = 704
     width: int = 1280
     replace: bool = False
@@ -109,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
     _flags(logging, device=str, bundle=str, turns=int, out=str)
     training = _command(bench, "training", _bench_training, "tokens/s of the Rooms denoiser in training")
     _flags(training, bundle=str, steps=int, out=str)
+    _command(bench, "adapting", _bench_adapting, "time and memory of adapters beside a released model")
     futures = _command(bench, "futures", _bench_futures, "many futures of one instant: time and memory")
     _flags(futures, device=str, bundle=str, seconds=float, out=str)
     futures.add_argument("--futures", type=int, nargs="+", metavar="N", help="of one instant, one measurement each")
@@ -122,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     _command(train, "rooms-distill", _train, "that student on its own rollouts, by matching scores; writes a bundle")
     _command(train, "rooms-refiner", _train, "a small refiner of a world's latents; writes it beside a bundle")
     _command(train, "estimate", _train, "the memory in which a denoiser trains, on one GPU or several")
-    _command(train, "adapt", _train, "a bundle on episodes of your own; whole or by low-rank adapters")
+    _command(train, "adapt", _train, "a bundle or a released model on episodes of your own; whole or by adapters")
     _command(train, "smoke", _train, "every stage for a few steps on a CPU")
     cloning = _command(train, "cloning", _train_cloning, "a policy from the demonstrations of an episode store")
     _flags(cloning, device=str, out=str)
@@ -277,6 +279,12 @@ def _bench_training(options: argparse.Namespace) -> None:
     print(json.dumps(run(_build(BenchTraining, "bench_training", options))))
 
 
+def _bench_adapting(options: argparse.Namespace) -> None:
+    from sanawm_env.benchmarks.adapting import BenchAdapting, run
+
+    print(json.dumps(run(_build(BenchAdapting, "bench_adapting", options))))
+
+
 def _bench_report(options: argparse.Namespace) -> None:
     from sanawm_env.benchmarks.report import Report, run
 
@@ -341,7 +349,8 @@ def _convert(options: argparse.Namespace) -> None:
         print(f"{count / 1e6:12.1f} MB  {name}")
     print(f"{sum(count for _, count in files) / 1e6:12.1f} MB  to download", flush=True)
     size = (config.height, config.width)
-    folder = convert(config.source, config.target, **told, size=size, replace=config.replace)
+    told |= {"adapter": config.adapter, "replace": config.replace}
+    folder = convert(config.source, config.target, **told, size=size)
     print(json.dumps({"bundle": str(folder)}))
 
 

@@ -17,6 +17,7 @@ from sanawm_env.adapters import adapted, with_weights, write_adapter
 from sanawm_env.benchmarks.machine import commit
 from sanawm_env.datasets.atomic import appearing
 from sanawm_env.errors import ConfigError
+from sanawm_env.model.config import WorldConfig
 from sanawm_env.model.lora import LowRank
 from sanawm_env.training.adapt_footage import Footage
 from sanawm_env.training.adapt_latents import ClipCache, EpisodeText, FilmedClips, joined
@@ -44,7 +45,7 @@ class Adaptation:
         model = start.model
         self.settings, self.start, self.model, self.ranks = settings, start, model, ranks
         self.device, self.config = ranks.device, model.config
-        score_chunks(self.config, settings.latents)
+        _check_length(self.config, settings.latents)
         self.sources = [self._footage(data) for data in (settings.data, settings.replay) if data is not None]
         self.held_out = [_held_out(footage, settings) for footage in self.sources]
         self._tell_memory()
@@ -227,6 +228,16 @@ class Adaptation:
 def adapt(settings: AdaptTraining, ranks: Ranks) -> dict[str, Any]:
     """Runs the stage, or goes on with it; returns the figures, on the first rank."""
     return Adaptation(settings, open_start(settings, ranks.device), ranks).train()
+
+
+def _check_length(config: WorldConfig, latents: int) -> None:
+    """ConfigError for clips that are no whole chunks, or too short for the variant's objective."""
+    chunks = score_chunks(config, latents)
+    if config.variant == "distilled" and len(chunks.lengths) == 1:
+        raise ConfigError(
+            f"latents is {latents}, one chunk; a distilled model learns chunks behind others: pass at least "
+            f"{1 + 2 * config.chunk_latents}."
+        )
 
 
 def _held_out(footage: Footage, settings: AdaptTraining) -> list[int]:
