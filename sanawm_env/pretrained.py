@@ -154,7 +154,7 @@ def _our_bundle(
             f"variant is {chosen.variant!r}, but {chosen.place.name} is a bundle of a {config.variant} model; "
             f"pass {config.variant!r}."
         )
-    if size not in (SIZE, (config.height, config.width)):
+    if tuple(size) not in (SIZE, (config.height, config.width)):
         raise ConfigError(
             f"size is {size}, but {chosen.place.name} is a bundle of {config.height}x{config.width} frames; drop it, "
             "or convert the checkpoint again with this size."

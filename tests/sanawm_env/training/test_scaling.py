@@ -124,6 +124,19 @@ def test_the_memory_of_adapters() -> None:
         Estimate(method="lora", gpus=2)
 
 
+def test_the_page_shows_the_estimate() -> None:
+    page = (Path(__file__).parents[3] / "examples" / "adapt.md").read_text()
+    for latents in (13, 22, 43, 61, 121):
+        teacher, distilled = (
+            estimate(Estimate(method="lora", variant=variant, latents=latents))["gib"]
+            for variant in ("teacher", "distilled")
+        )
+        seconds = (1 + 8 * (latents - 1)) / 16
+        assert f"| {latents} ({seconds:.1f}) | {teacher:.1f} | {distilled:.1f} |" in page
+    whole = estimate(Estimate(method="lora", latents=22, checkpointed=False))["gib"]
+    assert f"Without `scaling.checkpointed` 22 latents take {whole:.0f} GiB" in page
+
+
 def estimated(config: DenoiserConfig) -> int:
     world = replace(tiny_config(), denoiser=config)
     told = adapting(world, 16, LAYERS, 1, 5, checkpointed=True)
