@@ -60,7 +60,8 @@ class Provenance:
 
     bundle: name of the world model; bundle_sha256: its fingerprint, "" for one made in memory. precision: "bf16" or
     "fp32". action_map, task: in words. intrinsics_source: "bundle", or `Scene.intrinsics_from`. units_per_metre: None
-    where the scale is not known. licences: of weights and pictures. extra: what else is worth keeping, plain JSON.
+    where the scale is not known. licences: of weights and pictures. extra: what else is worth keeping, plain JSON; its
+    "prompt" is what the pictures show in words, without one about the camera (`prompt_of`).
     """
 
     bundle: str = ""
@@ -85,3 +86,12 @@ class Provenance:
             return dict(json.loads(json.dumps(values, allow_nan=False)))
         except (TypeError, ValueError) as error:
             raise StorageError(f"provenance cannot be written as JSON ({error}); pass plain values") from error
+
+
+def prompt_of(told: Mapping[str, Any]) -> str | None:
+    """What an episode's pictures show in words, of what `EpisodeStore.describe` tells; None where nobody said.
+    StorageError where it is no text."""
+    prompt = told["extra"].get("prompt")
+    if prompt is None or isinstance(prompt, str):
+        return prompt
+    raise StorageError(f"the prompt of episode {told['id']} is {prompt!r:.60}, allowed is text; write it anew")

@@ -32,6 +32,7 @@ class Convert:
     variant: Literal["bidirectional", "teacher", "distilled"]
     revision: str | None = None
     autoencoder: str | None = None
+    adapter: Path | None = None
     height: int = 704
     width: int = 1280
     replace: bool = False
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     flags(logging, device=str, bundle=str, turns=int, out=str)
     training = command(bench, "training", _bench_training, "tokens/s of the Rooms denoiser in training")
     flags(training, bundle=str, steps=int, out=str)
+    command(bench, "adapting", _bench_adapting, "time and memory of adapters beside a released model")
     futures = command(bench, "futures", _bench_futures, "many futures of one instant: time and memory")
     flags(futures, device=str, bundle=str, seconds=float, out=str)
     futures.add_argument("--futures", type=int, nargs="+", metavar="N", help="of one instant, one measurement each")
@@ -212,6 +214,12 @@ def _bench_training(options: argparse.Namespace) -> None:
     print(json.dumps(run(build(BenchTraining, "bench_training", options))))
 
 
+def _bench_adapting(options: argparse.Namespace) -> None:
+    from sanawm_env.benchmarks.adapting import BenchAdapting, run
+
+    print(json.dumps(run(build(BenchAdapting, "bench_adapting", options))))
+
+
 def _bench_report(options: argparse.Namespace) -> None:
     from sanawm_env.benchmarks.report import Report, run
 
@@ -257,7 +265,8 @@ def _convert(options: argparse.Namespace) -> None:
         print(f"{count / 1e6:12.1f} MB  {name}")
     print(f"{sum(count for _, count in files) / 1e6:12.1f} MB  to download", flush=True)
     size = (config.height, config.width)
-    folder = convert(config.source, config.target, **told, size=size, replace=config.replace)
+    told |= {"adapter": config.adapter, "replace": config.replace}
+    folder = convert(config.source, config.target, **told, size=size)
     print(json.dumps({"bundle": str(folder)}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -31,6 +32,17 @@ class Conditioning:
         """The given worlds only."""
         return Conditioning(**{name: value[rows] for name, value in self.tensors().items()})
 
+    def chunks(self, begin: int, length: int) -> Conditioning:
+        """The frames from `begin` on as chunks of `length`, each with a row of its own, chunk by chunk: every world's
+        first one, then every world's second one. The text of a world is that of its chunks.
+        """
+        count = (self.position.shape[1] - begin) // length
+        told = {
+            name: x.repeat(count, *(1,) * (x.ndim - 1)) if name.startswith("text") else rows_of(x, begin, length)
+            for name, x in self.tensors().items()
+        }
+        return Conditioning(**told)
+
     def frames(self, begin: int, end: int) -> Conditioning:
         """Latent frames begin .. end - 1 only; the text stays whole."""
         return replace(
@@ -49,13 +61,18 @@ class Conditioning:
         doubled["text_mask"] = torch.cat([mask.to(self.text_mask), self.text_mask])
         return Conditioning(**doubled)
 
-    def reading(self, text: dict[str, Tensor]) -> Conditioning:
+    def reading(self, text: Mapping[str, Tensor]) -> Conditioning:
         """The same with the text of `WorldState.text`; unchanged for a model without text."""
         return replace(self, text=text["hidden"], text_mask=text["mask"]) if "hidden" in text else self
 
     def tensors(self) -> dict[str, Tensor]:
         """What is given, by field name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+
+def rows_of(x: Tensor, begin: int, length: int) -> Tensor:
+    """Frames of x [B, T, ...] from `begin` on as chunks in rows, chunk by chunk: [K B, length, ...]."""
+    return x[:, begin:].unflatten(1, (-1, length)).transpose(0, 1).flatten(0, 1)
 
 
 def condition(

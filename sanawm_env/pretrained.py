@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sanawm_env import bundle
+from sanawm_env.adapters import Adapter, adapted, find_adapter
 from sanawm_env.errors import BundleError, ConfigError
 from sanawm_env.hub import missing, open_files
 from sanawm_env.layouts import HUB_AUTOENCODER, ORIGINAL_CONFIG, SCHEDULER_CONFIG, Chosen, choose, weights_in
@@ -29,6 +30,7 @@ from sanawm_env.model.checkpoint import (
     shapes_of,
 )
 from sanawm_env.model.config import DenoiserConfig, WorldConfig
+from sanawm_env.model.lora import merging, read_lora
 from sanawm_env.model.offload import Offload
 from sanawm_env.model.public_keys import (
     STREAMING_ENTRY,
@@ -58,6 +60,7 @@ def from_pretrained(
     captured: bool | None = None,
     autoencoder: str | Path | None = None,
     size: tuple[int, int] = SIZE,
+    adapter: Adapter | Mapping[str, Any] | str | Path | None = None,
 ) -> WorldModel:
     """The world model of a released checkpoint; every call reads it anew.
 
@@ -66,14 +69,17 @@ def from_pretrained(
     precision, offload, captured: of `bundle.load`. autoencoder: where the autoencoder comes from, for a source that has
     none (the chunk-causal teacher) or in place of its own: a Hub id, a folder with one inside, or its own folder. size:
     height and width of frames in pixels; the released weights are trained for 704x1280. A bundle of ours has both of
-    its own. What is missing is downloaded; `plan` tells it beforehand. BundleError: nothing is found, or tensors are
-    missing, unexpected, of a wrong shape or not finite. Spec rollout.md 1 and 4, dit.md 1 and 2.
+    its own. adapter: low-rank weights that `sanawm train adapt` has left (a file, an `Adapter`, or a mapping of its
+    fields), added on loading, before anything is quantised. What is missing is downloaded; `plan` tells it beforehand.
+    BundleError: nothing is found, or tensors are missing, unexpected, of a wrong shape or not finite, or the adapter is
+    of another model. Spec rollout.md 1 and 4, dit.md 1 and 2.
     """
     placement = place(device, precision, offload, captured=captured)
-    chosen = choose(source, variant, revision, autoencoder)
+    chosen, added = choose(source, variant, revision, autoencoder), find_adapter(adapter)
     if chosen.layout.kind == "bundle":
-        return _our_bundle(chosen, device, precision, size, offload, captured)
-    return _build(chosen, placement, size)
+        plain = _our_bundle(chosen, device, precision, size, offload, captured)
+        return plain if added is None else adapted(plain, added)
+    return _build(chosen, placement, size, added)
 
 
 def plan(
@@ -94,6 +100,7 @@ def convert(
     revision: str | None = None,
     autoencoder: str | Path | None = None,
     size: tuple[int, int] = SIZE,
+    adapter: Adapter | Mapping[str, Any] | str | Path | None = None,
     replace: bool = False,
 ) -> Path:
     """Writes a released checkpoint as a bundle in bf16, which `bundle.load` reads; returns its folder.
@@ -105,7 +112,7 @@ def convert(
     chosen = choose(source, variant, revision, autoencoder)
     if chosen.layout.kind == "bundle":
         raise BundleError(f"{chosen.place.name} is a bundle already; load it with sanawm_env.load, or copy its folder.")
-    model = _build(chosen, place("cpu", "bf16"), size)
+    model = _build(chosen, place("cpu", "bf16"), size, added := find_adapter(adapter))
     provenance = {
         "source": chosen.place.name,
         "commit": chosen.place.commit,
@@ -113,6 +120,8 @@ def convert(
         "autoencoder": {"source": chosen.autoencoder_place.name, "commit": chosen.autoencoder_place.commit},
         "weights_sha256": model.fingerprint,
     }
+    if added is not None:
+        provenance["adapter"] = {"scale": str(added.scale), **added.base}
     licence = f"that of {chosen.place.name} and of {chosen.autoencoder_place.name}; read both before passing this on"
     return bundle.save(target, model, provenance, bits=16, replace=replace, shard_bytes=SHARD_BYTES, licence=licence)
 
@@ -145,7 +154,7 @@ def _our_bundle(
             f"variant is {chosen.variant!r}, but {chosen.place.name} is a bundle of a {config.variant} model; "
             f"pass {config.variant!r}."
         )
-    if size not in (SIZE, (config.height, config.width)):
+    if tuple(size) not in (SIZE, (config.height, config.width)):
         raise ConfigError(
             f"size is {size}, but {chosen.place.name} is a bundle of {config.height}x{config.width} frames; drop it, "
             "or convert the checkpoint again with this size."
@@ -153,7 +162,7 @@ def _our_bundle(
     return model
 
 
-def _build(chosen: Chosen, placement: Placement, size: tuple[int, int]) -> WorldModel:
+def _build(chosen: Chosen, placement: Placement, size: tuple[int, int], adapter: Adapter | None = None) -> WorldModel:
     told = _told(chosen)
     read_config = autoencoder_config(_read_mapping(chosen.autoencoder_place.path(chosen.autoencoder_config)))
     if chosen.variant == "distilled" and not read_config.decoder_causal:
@@ -184,13 +193,21 @@ def _build(chosen: Chosen, placement: Placement, size: tuple[int, int]) -> World
             "again, with the config files that belong to it."
         )
     inspected = _Inspected(config, stored)
-    model = bundle.assemble(config, parts, inspected.readers, placement, "")
+    readers = dict(inspected.readers)
+    if adapter is not None:
+        adapter.check_name(config.name)
+        tensors, plain = read_lora(adapter.path), readers["denoiser"]
+        readers["denoiser"] = merging(parts["denoiser"], plain, tensors, placement.device, adapter.scale)
+    model = bundle.assemble(config, parts, readers, placement, "")
     if inspected.not_finite:
         raise BundleError(
             f"{len(inspected.not_finite)} tensors of {chosen.place.name} hold NaN or infinity "
             f"({listed(inspected.not_finite)}), allowed are finite numbers; download the checkpoint again."
         )
     model.fingerprint = inspected.fingerprint
+    if adapter is not None:
+        adapter.check_fingerprint(config.name, model.fingerprint)
+        model.fingerprint = adapter.fingerprint(model.fingerprint)
     check_camera(model)
     return model
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sanawm_env.adapters import Adapter
 from sanawm_env.env import SanaWMEnv
 from sanawm_env.errors import BundleError, ConfigError, SceneError
 from sanawm_env.hub import Files, missing, open_files, revision_in
@@ -66,6 +67,7 @@ def make_env(
     offload: Offload | None = None,
     captured: bool | None = None,
     size: tuple[int, int] = SIZE,
+    adapter: Adapter | Mapping[str, Any] | str | Path | None = None,
     render_mode: str | None = None,
     **options: Any,
 ) -> SanaWMEnv:
@@ -80,11 +82,10 @@ def make_env(
     low-rank weights, where they are kept apart. text_encoder: Gemma 2, a folder or Hub id. instruction: folder or file
     with the instruction that stands before prompts; the checkpoint's own if None. precision: of denoiser and refiner;
     refiner_precision: of the refiner alone, where it is to have another. `model.execution` says what runs of each.
-    offload: "parts" or "blocks" for a
-    card that is smaller than the model: its weights stay in host memory and are moved to the device only while they
-    compute, a part or a transformer block at a time. captured: of `SanaWMEnv`. size: of frames. options: the rest of
-    the environment's; the task is free driving unless one is named. ConfigError, SceneError or BundleError says what
-    does not fit.
+    offload: "parts" or "blocks" for a card that is smaller than the model: its weights stay in host memory and are
+    moved to the device only while they compute, a part or a transformer block at a time. captured: of `SanaWMEnv`.
+    size: of frames. adapter: of `from_pretrained`. options: the rest of the environment's; the task is free driving
+    unless one is named. ConfigError, SceneError or BundleError says what does not fit.
     """
     start = _start(image, prompt, intrinsics, scene, size)
     model, prompts = open_sana_wm(
@@ -103,6 +104,7 @@ def make_env(
         offload=offload,
         captured=captured,
         size=size,
+        adapter=adapter,
     )
     if prompts is not None:
         prompts([start.prompt or "" if start is not None else ""])
@@ -129,6 +131,7 @@ def open_sana_wm(
     offload: Offload | None = None,
     captured: bool | None = None,
     size: tuple[int, int] = SIZE,
+    adapter: Adapter | Mapping[str, Any] | str | Path | None = None,
 ) -> tuple[WorldModel, PromptReader | None]:
     """A released checkpoint of any variant, with its refiner if asked for, and what reads prompts for it (None for a
     model that reads none). Says on stderr what it is about to download. Arguments as in `make_env`; revision: of
@@ -151,8 +154,10 @@ def open_sana_wm(
         device=device,
         precision=precision,
         offload=offload,
+        captured=captured,
         autoencoder=autoencoder,
         size=size,
+        adapter=adapter,
     )
     refined_text = None
     if files is not None:

@@ -23,6 +23,7 @@ STAGES = ("train_rooms", "train_estimate", "train_adapt")
 
 def config_classes() -> dict[str, type]:
     from sanawm_env.annotate.settings import Annotate
+    from sanawm_env.benchmarks.adapting import BenchAdapting
     from sanawm_env.benchmarks.futures import BenchFutures
     from sanawm_env.benchmarks.kernels import BenchKernels
     from sanawm_env.benchmarks.logging import BenchLogging
@@ -58,6 +59,7 @@ def config_classes() -> dict[str, type]:
         "demo": DemoConfig,
         "teleop": Teleop,
         "eval_rooms": EvalRooms,
+        "bench_adapting": BenchAdapting,
         "bench_futures": BenchFutures,
         "bench_kernels": BenchKernels,
         "bench_logging": BenchLogging,
@@ -102,7 +104,7 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
     [
         *("demo", "teleop", "eval_rooms", "eval_precision_parity", "eval_transfer"),
         *("generate", "collect", "train_cloning"),
-        *("bench_futures", "bench_kernels", "bench_logging", "bench_report", "bench_rooms"),
+        *("bench_adapting", "bench_futures", "bench_kernels", "bench_logging", "bench_report", "bench_rooms"),
         *("bench_sana_wm", "bench_store", "bench_training", "train_ppo", "record_rooms"),
     ],
 )

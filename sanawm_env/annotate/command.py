@@ -154,11 +154,15 @@ class _Work:
     def _facts(self) -> dict[str, Any]:
         """What the provenance keeps beside the figures."""
         settings = {key: value for key, value in _plain(self.config).items() if key not in PLACES}
-        return {"video": {"name": self.footage.path.name, "sha256": self._sha256}, "settings": settings}
+        told = {"video": {"name": self.footage.path.name, "sha256": self._sha256}, "settings": settings}
+        # Without one an episode is the one that it was before there were prompts.
+        prompt = settings.pop("prompt")
+        return told if prompt is None else told | {"prompt": prompt}
 
     def _identity(self, shot: Shot) -> bytes:
         facts = self._facts()
         content = [facts["video"]["sha256"], facts["settings"], shot.first, shot.count]
+        content += [facts["prompt"]] if "prompt" in facts else []
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()
 
 

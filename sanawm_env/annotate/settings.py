@@ -22,7 +22,8 @@ class Annotate:
     None. intrinsics: (fx, fy, cx, cy) in pixels of frames of that height, of footage without distortion; estimated,
     with one radial distortion that is then taken out of the pictures, if None. One of speed (mean, m/s), baseline,
     known_length and depth (a model as of `load_depth`) gives the scale; without one, units are uncalibrated. shortest,
-    longest: frames of an episode; longer shots are cut in pieces. cut: FFmpeg's scene score of a cut, 0 to 100. device:
+    longest: frames of an episode; longer shots are cut in pieces. prompt: what the footage shows in words, without one
+    about the camera, for models that read text. cut: FFmpeg's scene score of a cut, 0 to 100. device:
     of the depth estimator.
     """
 
@@ -36,6 +37,7 @@ class Annotate:
     baseline: Baseline | None = None
     known_length: KnownLength | None = None
     depth: str | None = None
+    prompt: str | None = None
     shortest: int = 16
     longest: int = 961
     cut: float = 10.0

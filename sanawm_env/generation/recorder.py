@@ -13,7 +13,7 @@ from sanawm_env.generation.config import Generate
 from sanawm_env.generation.filters import Measured, Scores, reasons
 from sanawm_env.generation.plan import Plan
 from sanawm_env.generation.record import STORE, Line, Record
-from sanawm_env.model.config import WorldConfig
+from sanawm_env.scene import load_scene
 from sanawm_env.wrappers.episodes import EpisodeLog
 from sanawm_env.wrappers.recorded import Recorded
 from sanawm_env.wrappers.running_episodes import RunningEpisode
@@ -41,8 +41,10 @@ class Recorder(EpisodeLog):
         scene = plans[0].scene
         together = None if self.world.device == "cpu" else self.config.batch
         self.extra = {"job": self.config.job_id.hex(), "threads": self.config.threads, "batch": together}
+        shown = None if scene is None else load_scene(scene, self.world.config.height, self.world.config.width)
         self.extra |= {"scene": scene}
-        self.licences = [] if scene is None else _licences(scene, self.world.config)
+        self.extra |= {} if shown is None or shown.prompt is None else {"prompt": shown.prompt}
+        self.licences = [] if shown is None or shown.licence is None else [shown.licence]
         identities = [self.config.identity(one.number) for one in plans]
         self.start(info, worlds, seconds, identities)
         for world, identity in zip(worlds, identities):
@@ -98,10 +100,3 @@ def _guard(config: Generate, fingerprint: str) -> DriftGuard | None:
     if config.filters.confidence is None:
         return None
     return open_guard(config.filters.guard or config.bundle).check_fits(fingerprint)
-
-
-def _licences(scene: str, world: WorldConfig) -> list[str]:
-    from sanawm_env.scene import load_scene
-
-    licence = load_scene(scene, world.height, world.width).licence
-    return [] if licence is None else [licence]

@@ -22,6 +22,7 @@ STRIDES = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "spatiotemporal": (2, 2,
 
 # Frames of a tile of `decode_tiled`, and from one tile to the next.
 TILE_FRAMES, TILE_STRIDE = 96, 64
+ENCODED_FRAMES = 128  # that `encode` runs at once, beside a clip's first one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +151,16 @@ class Autoencoder(nn.Module):
         stride = self.config.temporal_stride
         if (frames.shape[2] - 1) % stride:
             raise ConfigError(f"clip has {frames.shape[2]} frames, allowed is 1 + {stride}k; cut or extend it.")
-        raw = causal_video.encode(self.vae.encoder, frames.to(self.dtype))
-        raw = raw[..., : self.config.latent_channels].float()
+        piece = ENCODED_FRAMES - ENCODED_FRAMES % stride
+        first, *later = frames.tensor_split(tuple(range(1 + piece, frames.shape[2], piece)), dim=2)
+        parts, kept = [], None
+        # Long clips piece by piece: a convolution over more than 2**31 numbers is refused by many a GPU library.
+        for part in (first, *later):
+            stream = Stream(kept, keep=bool(later))
+            moments = causal_video.encode(self.vae.encoder, part.to(self.dtype), stream)
+            parts.append(moments[..., : self.config.latent_channels].float())
+            kept = stream.new
+        raw = torch.cat(parts, dim=1)
         return ((raw - self.vae.latents_mean.float()) / self.vae.latents_std.float()).permute(0, 1, 4, 2, 3)
 
     def initial_cache(

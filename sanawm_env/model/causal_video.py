@@ -65,16 +65,17 @@ def lay_out(module: nn.Module) -> None:
             conv.weight.data = conv.weight.data.permute(there).contiguous().permute(back)
 
 
-def encode(encoder: Any, pixels: Tensor) -> Tensor:
-    """Moments [B, 1+k, h, w, C+1] of clips [B, 3, 1+rk, H, W]: C means and one shared log-variance."""
-    stream = Stream()
-    x = _convolve(encoder.conv_in, "", _fold_patches(pixels, encoder.patch_size), stream)
-    for block in encoder.down_blocks:
-        x = _residual_blocks(block, "", x, stream)
-        for downsampler in block.downsamplers or ():
-            x = _downsample(downsampler, x, stream)
-    x = _residual_blocks(encoder.mid_block, "", x, stream)
-    return _convolve(encoder.conv_out, "", x, stream, encoder.norm_out)
+def encode(encoder: Any, pixels: Tensor, stream: Stream) -> Tensor:
+    """Moments [B, n, h, w, C+1] of pixels [B, 3, F, H, W] that continue `stream`: C means and one shared log-variance.
+    F is 1 + rk at the start of a stream, where n is 1 + k, and rk behind it.
+    """
+    x = _convolve(encoder.conv_in, "conv_in", _fold_patches(pixels, encoder.patch_size), stream)
+    for i, block in enumerate(encoder.down_blocks):
+        x = _residual_blocks(block, f"down_blocks.{i}", x, stream)
+        for j, downsampler in enumerate(block.downsamplers or ()):
+            x = _downsample(downsampler, f"down_blocks.{i}.downsamplers.{j}", x, stream)
+    x = _residual_blocks(encoder.mid_block, "mid_block", x, stream)
+    return _convolve(encoder.conv_out, "conv_out", x, stream, encoder.norm_out)
 
 
 def decode(decoder: Any, latents: Tensor, stream: Stream) -> Tensor:
@@ -137,11 +138,12 @@ def _residual_block(block: Any, name: str, x: Tensor, stream: Stream) -> Tensor:
     return y + x
 
 
-def _downsample(module: Any, x: Tensor, stream: Stream) -> Tensor:
+def _downsample(module: Any, name: str, x: Tensor, stream: Stream) -> Tensor:
     """Convolution, then time and space to channels, plus the input folded likewise, channels averaged in groups."""
-    x = torch.cat([x[:, : module.stride[0] - 1], x], dim=1)
+    if stream.is_start:  # the first frame stands alone, as if the others of its group had been like it
+        x = torch.cat([x[:, : module.stride[0] - 1], x], dim=1)
     folded = _space_to_channels(x, module.stride).unflatten(-1, (-1, module.group_size)).mean(-1)
-    return _space_to_channels(_convolve(module.conv, "", x, stream), module.stride) + folded
+    return _space_to_channels(_convolve(module.conv, f"{name}.conv", x, stream), module.stride) + folded
 
 
 def _upsample(module: Any, name: str, x: Tensor, stream: Stream) -> Tensor:

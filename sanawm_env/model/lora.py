@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from sanawm_env.errors import BundleError, ConfigError, nearest
 from sanawm_env.model.feed_forward import TokenConv, token_matrix
@@ -43,6 +44,7 @@ class LowRank(nn.Module):
         if rank < 1 or alpha <= 0:
             raise ConfigError(f"rank is {rank}, alpha {alpha:g}; allowed are rank >= 1 and alpha > 0.")
         self.names, self.alpha, self.scale = tuple(names), alpha, alpha / rank
+        self._hooks: list[RemovableHandle] = []
         self.down, self.up = nn.ParameterList(), nn.ParameterList()
         for index, name in enumerate(self.names):
             layer = module.get_submodule(name)
@@ -52,7 +54,13 @@ class LowRank(nn.Module):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
             self.down.append(nn.Parameter(down))
             self.up.append(nn.Parameter(torch.zeros(rows, rank, device=weight.device)))
-            layer.register_forward_hook(functools.partial(self._add, index))
+            self._hooks.append(layer.register_forward_hook(functools.partial(self._add, index)))
+
+    def detach(self) -> None:
+        """Gives the layers back as they were."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
 
     def _add(self, index: int, layer: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = given[0]

@@ -1,148 +1,127 @@
-"""Stage `adapt`: a bundle fine-tuned on the episodes of a store, whole or by low-rank adapters."""
+"""Stage `adapt`: a bundle or a released model fine-tuned on the episodes of a store, whole or by low-rank adapters."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import json
-import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from sanawm_env import bundle
+from sanawm_env.adapters import adapted, with_weights, write_adapter
 from sanawm_env.benchmarks.machine import commit
 from sanawm_env.datasets.atomic import appearing
 from sanawm_env.errors import ConfigError
-from sanawm_env.model.chunks import clip_chunks
-from sanawm_env.model.denoiser import Denoiser
-from sanawm_env.model.lora import LowRank, adapted_layers, merging, read_lora
-from sanawm_env.training.adapt_latents import ClipCache, Clips, Footage, described, joined
+from sanawm_env.model.config import WorldConfig
+from sanawm_env.model.lora import LowRank
+from sanawm_env.training.adapt_footage import Footage
+from sanawm_env.training.adapt_latents import ClipCache, EpisodeText, FilmedClips, joined
 from sanawm_env.training.adapt_settings import AdaptTraining, Stores
+from sanawm_env.training.adapt_start import Start, open_start
+from sanawm_env.training.adapt_tuning import Tuning
 from sanawm_env.training.adapt_validation import psnr_of
-from sanawm_env.training.clip_stage import channel_weights, compile_blocks
-from sanawm_env.training.latents import clip_conditioning
+from sanawm_env.training.clip_stage import channel_weights
+from sanawm_env.training.estimate import adapting
 from sanawm_env.training.loop import Log
-from sanawm_env.training.objective import Levels, mixture_loss, rooted, streamed_loss, velocity
 from sanawm_env.training.ranks import Ranks
-from sanawm_env.training.run import Run
+from sanawm_env.training.self_forcing import score_chunks
 from sanawm_env.world import WorldModel
 
-CHECKPOINT, JOB, ADAPTER, BUNDLE = "adapt.pt", "adapt.json", "adapter.safetensors", "bundle"
+JOB, ADAPTER, BUNDLE = "adapt.json", "adapter.safetensors", "bundle"
 # What a checkpoint is of: a run that goes on from it has the same.
-SAME = ("method", "rank", "alpha", "layers", "seed", "validation")
-
-
-class Schedule(Run):
-    """A run whose end may be counted in steps, and that goes on after a stop as if there had been none."""
-
-    def __init__(self, settings: AdaptTraining, module: nn.Module, ranks: Ranks) -> None:
-        super().__init__(settings, module, CHECKPOINT, ranks)
-        self.began, self.steps = self.step, settings.steps
-        self.first_step = 0  # a run that goes on does not warm up again
-
-    def goes_on(self) -> bool:
-        limit = self.settings.max_steps
-        over = self.clock.expired or (limit is not None and self.step - self.began >= limit)
-        over = over or (self.steps is not None and self.step >= self.steps)
-        done = self.clock.progress if self.steps is None else self.step / self.steps
-        told = self.ranks.agree(2.0 if over else done)
-        self.progress = min(told, 1.0)
-        return told <= 1.0
+SAME = ("method", "rank", "alpha", "layers", "seed", "validation", "prompt", "units")
 
 
 class Adaptation:
     """The stage over one run, which resumes from `out`/adapt.pt when that is there."""
 
-    def __init__(self, settings: AdaptTraining, model: WorldModel, told: dict[str, Any], ranks: Ranks) -> None:
-        """model: to start from, fp32, on the device of `ranks`; told: what its bundle.json says."""
-        check_model(model)
-        self.settings, self.model, self.told, self.ranks = settings, model, told, ranks
+    def __init__(self, settings: AdaptTraining, start: Start, ranks: Ranks) -> None:
+        """start: with its model on the device of `ranks`."""
+        model = start.model
+        self.settings, self.start, self.model, self.ranks = settings, start, model, ranks
         self.device, self.config = ranks.device, model.config
-        clip_chunks(settings.latents, self.config.chunk_latents)
-        self.sources = [Footage(_listed(data), model) for data in (settings.data, settings.replay) if data is not None]
+        _check_length(self.config, settings.latents)
+        self.sources = [self._footage(data) for data in (settings.data, settings.replay) if data is not None]
         self.held_out = [_held_out(footage, settings) for footage in self.sources]
+        self._tell_memory()
+        self.text = self._embedded()
         self.before = self._open_job()
         self.clips = [self._clips(*pair) for pair in zip(self.sources, self.held_out, strict=True)]
-        self.weight = self._channel_weights()
-        self.denoiser: Denoiser = copy.deepcopy(model.denoiser).requires_grad_(False)
-        torch.manual_seed(settings.seed)
-        self.trained: nn.Module = self.denoiser
-        if settings.method == "lora":
-            names = adapted_layers(self.denoiser, settings.layers)
-            self.trained = LowRank(self.denoiser, names, settings.rank, settings.alpha)
-        else:
-            self.denoiser.requires_grad_(True)
-        self.run = Schedule(settings, self.trained, ranks)
-        if settings.compiled:
-            compile_blocks(self.denoiser)
+        self.tuning = Tuning(settings, model, ranks, self._channel_weights(), shared=start.shared)
+        self.run = self.tuning.run
 
     def train(self) -> dict[str, Any]:
-        """Trains until the schedule or `max_steps` ends it; leaves checkpoint, adapter and bundle; returns the figures
-        before and after."""
+        """Trains until the schedule or `max_steps` ends it; leaves checkpoint, adapter and, of a start that was a
+        bundle, a bundle; returns the figures before and after."""
         run, log, saved = self.run, Log(self.settings.log_seconds), self.run.clock.seconds
         while run.goes_on():
-            loss, norm = self.step()
-            if not self.ranks.is_first:
-                continue
-            log(run.step, run.progress, loss=loss, norm=norm)
-            if run.clock.seconds - saved > 60 * self.settings.save_minutes:
+            loss, norm = self.tuning.step(self.draw)
+            if self.ranks.is_first:
+                log(run.step, run.progress, loss=loss, norm=norm)
+            if self.ranks.agree(float(run.clock.seconds - saved > 60 * self.settings.save_minutes)):
                 saved = run.clock.seconds
                 run.save()
-        if not self.ranks.is_first:
-            return {}
         run.save()
-        return self._finish()
+        averaged = run.averaged()
+        return self._finish(averaged) if self.ranks.is_first else {}
 
-    def step(self) -> tuple[Tensor, Tensor]:
-        """One step on clips that follow from seed, step and rank; returns the loss and the norm of the gradients."""
-        dice = np.random.default_rng([self.settings.seed, self.run.step, self.ranks.index])
-        torch.manual_seed(int(dice.integers(2**62)))
-        clips = self._draw(dice).to(self.device)
-        loss = self._loss(clips)
-        return loss.detach(), self.run.descend(loss)
-
-    def _draw(self, dice: np.random.Generator) -> Clips:
-        """A batch, of which each clip is from `replay` with a chance of `replay_share`."""
+    def draw(self, part: int) -> FilmedClips:
+        """Batch `part` of the step at hand, on the device: it follows from seed, step, rank and part. Each clip is from
+        `replay` with a chance of `replay_share`, and without its text with one of `text_dropout`."""
         settings = self.settings
+        dice = np.random.default_rng([settings.seed, self.run.step, self.ranks.index, part])
+        torch.manual_seed(int(dice.integers(2**62)))
         again = 0 if len(self.clips) == 1 else int(dice.binomial(settings.batch, settings.replay_share))
         counts = [settings.batch - again, again][: len(self.clips)]
         drawn = [(cache, dice.integers(len(cache), size=n)) for cache, n in zip(self.clips, counts, strict=True) if n]
-        return joined([cache.draw(numbers) for cache, numbers in drawn])
+        clips = joined([cache.draw(numbers) for cache, numbers in drawn])
+        if self.text is not None:
+            prompts = [prompt for cache, numbers in drawn for prompt in cache.prompts_of(numbers)]
+            if self.text.negative is not None:
+                dropped = dice.random(len(prompts)) < settings.text_dropout
+                prompts = [None if gone else prompt for prompt, gone in zip(prompts, dropped, strict=True)]
+            clips.text = self.text.of(prompts)
+        return clips.to(self.device)
 
-    def _loss(self, clips: Clips) -> Tensor:
-        settings, clean = self.settings, clips.latents
-        given = clip_conditioning(self.config, clips.poses, clips.intrinsics)
-        chunks = clip_chunks(clean.shape[1], self.config.chunk_latents)
-        # The same choices on every rank, so that none waits for another's longer step.
-        dice = random.Random(self.run.step)
-        teacher = self.config.variant == "teacher"
-        if teacher or dice.random() < settings.mixture_share:
-            measure = velocity if teacher else rooted  # as each is trained from the beginning
-            with self.run.autocast():
-                return mixture_loss(self.denoiser, clean, given, chunks, settings.levels, self.weight, measure)
-        history = clean
-        # A context of its own: weights that autocast has cast here have no gradients.
-        with torch.no_grad(), self.run.autocast():
-            for _ in range(dice.randint(0, settings.imagined)):
-                full = Levels(full_share=1.0)
-                _, history = streamed_loss(self.denoiser, clean, history, given, chunks, full, self.weight)
-        with self.run.autocast():
-            return streamed_loss(
-                self.denoiser, clean, history, given, chunks, settings.levels, self.weight, settings.context_noise
-            )[0]
+    def _footage(self, data: Stores) -> Footage:
+        return Footage(_listed(data), self.model, prompt=self.settings.prompt, units=self.settings.units)
+
+    def _tell_memory(self) -> None:
+        """Says what the training will need before anything is encoded."""
+        settings = self.settings
+        if settings.method == "full" or not self.ranks.is_first:
+            return
+        told = adapting(
+            self.config,
+            settings.rank,
+            settings.layers,
+            settings.batch,
+            settings.latents,
+            checkpointed=settings.scaling.checkpointed,
+            weight_bytes=self.model.dtype.itemsize,
+        )
+        print(json.dumps({"memory": told}), flush=True)
+
+    def _embedded(self) -> EpisodeText | None:
+        """The text of all episodes; rank 0 encodes it, the others read what it has written."""
+        reader = self.start.reader
+        if reader is None:
+            return None
+        prompts = [footage.prompt_of(number) or "" for footage in self.sources for number in range(len(footage))]
+        text = EpisodeText(reader, prompts) if self.ranks.is_first else None
+        self.ranks.agree(0.0)
+        return EpisodeText(reader, prompts) if text is None else text
 
     def _clips(self, footage: Footage, held_out: list[int]) -> ClipCache:
         """The clips to learn from, encoded by rank 0."""
         settings = self.settings
-        folder = settings.out / "latents" if settings.cache is None else settings.cache
         every = settings.every or self.config.temporal_stride * (settings.latents - 1) // 2
-        cache = ClipCache(folder, footage, latents=settings.latents, every=every)
+        cache = ClipCache(settings.folder, footage, latents=settings.latents, every=every)
         learned = [number for number in range(len(footage)) if number not in held_out]
         if self.ranks.is_first:
             cache.encode(learned)
@@ -188,38 +167,55 @@ class Adaptation:
         settings, told = self.settings, dict[str, float]()
         for name, footage, held_out in zip(("", "replay_"), self.sources, self.held_out, strict=False):
             some = held_out[: settings.validation_episodes]
-            found = psnr_of(model, footage, some, settings.validation_frames)
+            found = psnr_of(model, footage, some, settings.validation_frames, self.text)
             told |= {f"{name}{key}": value for key, value in found.items()}
         return told
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self, averaged: dict[str, Tensor]) -> dict[str, Any]:
         """Writes the averaged weights, measures them as they are read back, and adds what was found."""
-        out = self.settings.out
+        trained, out = self.tuning.trained, self.settings.out
         figures: dict[str, Any] = {"steps": self.run.step, "minutes": round(self.run.clock.seconds / 60, 2)}
-        figures["trained_parameters"] = sum(x.numel() for x in self.trained.parameters())
-        if isinstance(self.trained, LowRank):
-            self.run.ema.copy_to(self.trained)
-            with appearing(out / ADAPTER) as draft:
-                save_file(self.trained.tensors(), draft)
-                draft.chmod(0o644)  # safetensors writes files that only their owner can read
-            figures["adapter_bytes"] = (out / ADAPTER).stat().st_size
-            adapted = merged(self.model, out / ADAPTER)
+        figures["trained_parameters"] = sum(x.numel() for x in trained.parameters())
+        if isinstance(trained, LowRank):
+            trained.load_state_dict(averaged)
+            trained.detach()
+            figures["adapter_bytes"] = sum(x.nbytes for x in trained.tensors().values())
+            write_adapter(out / ADAPTER, trained, self.model, self._provenance(figures))
+            made = read = adapted(self.model, out / ADAPTER)
         else:
-            adapted = with_weights(self.model, self.run.ema.state.__getitem__)
-        self._write(adapted, figures)
-        after = self._measured(bundle.load(out / BUNDLE, device=self.device, precision="fp32", captured=False))
+            made = with_weights(self.model, averaged.__getitem__)
+        if leaves_bundle := self.start.shared or not isinstance(trained, LowRank):
+            self._write(made, figures)
+            read = bundle.load(out / BUNDLE, device=self.device, precision="fp32", captured=False)
+        after = self._measured(read)
         gain = {name: round(after[name] - self.before[name], 2) for name in after}
         figures |= {"before": self.before, "after": after, "gain": gain}
-        self._write(adapted, figures)
-        return figures | {"bundle": str(out / BUNDLE)}
+        if isinstance(trained, LowRank):
+            write_adapter(out / ADAPTER, trained, self.model, self._provenance(figures))
+            told = {"adapter": str(out / ADAPTER)}
+        if leaves_bundle:
+            self._write(made, figures)
+            told = {"bundle": str(out / BUNDLE)}
+        return figures | told
 
     def _write(self, model: WorldModel, figures: dict[str, Any]) -> None:
         """The bundle in `out`, with where it comes from."""
+        told = self.start.told
+        earlier = told["provenance"]
+        provenance = earlier | {"adapted": [*earlier.get("adapted", []), self._provenance(figures)]}
+        whole = WorldModel(self.config, copy.deepcopy(model.denoiser).cpu(), copy.deepcopy(model.autoencoder).cpu())
+        bits, licence = told["bits"], told["licence"]
+        bundle.save(self.settings.out / BUNDLE, whole, provenance, bits=bits, replace=True, licence=licence)
+
+    def _provenance(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Where the trained weights come from, as JSON without a path of this machine."""
         told = {key: x.name if isinstance(x, Path) else x for key, x in dataclasses.asdict(self.settings).items()}
         told |= {key: [Path(one).name for one in _listed(told[key])] for key in ("data", "replay") if told[key]}
-        this = {
-            "from": {"name": self.told["name"], "weights_sha256": self.model.fingerprint},
-            "data": [described(footage) for footage in self.sources],
+        told.pop("sana_wm")
+        base = {"name": self.start.told["name"], "weights_sha256": self.model.fingerprint}
+        return {
+            "from": base | ({} if self.start.shared else self.start.told["provenance"]),
+            "data": [footage.described() for footage in self.sources],
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "devices": self.ranks.count,
             "torch": torch.__version__,
@@ -227,44 +223,21 @@ class Adaptation:
             "settings": told,
             **figures,
         }
-        earlier = self.told["provenance"]
-        provenance = earlier | {"adapted": [*earlier.get("adapted", []), this]}
-        whole = WorldModel(self.config, model.denoiser.cpu(), copy.deepcopy(model.autoencoder).cpu())
-        bits, licence = self.told["bits"], self.told["licence"]
-        bundle.save(self.settings.out / BUNDLE, whole, provenance, bits=bits, replace=True, licence=licence)
-
-
-def check_model(model: WorldModel) -> None:
-    """ConfigError for a model that the stage cannot train."""
-    if model.config.variant not in ("distilled", "teacher"):
-        raise ConfigError(
-            f"{model.config.name} is {model.config.variant}, allowed are distilled and teacher, which learn clips "
-            "chunk by chunk; give a bundle of one of these."
-        )
-    if model.reads_text:
-        raise ConfigError(
-            f"{model.config.name} reads text, which episodes do not have and the objectives do not take yet; give a "
-            "bundle without text."
-        )
-
-
-def merged(model: WorldModel, adapter: str | Path, scale: float = 1.0) -> WorldModel:
-    """A copy of a plain model with an adapter's file added to its denoiser's weights. BundleError: it does not fit."""
-    plain = model.denoiser.state_dict().__getitem__
-    return with_weights(model, merging(model.denoiser, plain, read_lora(adapter), model.device, scale))
-
-
-def with_weights(model: WorldModel, read: Callable[[str], Tensor]) -> WorldModel:
-    """A copy of a model whose denoiser has the weights that `read` returns by name."""
-    denoiser = copy.deepcopy(model.denoiser)
-    denoiser.load_state_dict({name: read(name) for name in denoiser.state_dict()})
-    return WorldModel(model.config, denoiser, model.autoencoder)
 
 
 def adapt(settings: AdaptTraining, ranks: Ranks) -> dict[str, Any]:
     """Runs the stage, or goes on with it; returns the figures, on the first rank."""
-    model = bundle.load(settings.bundle, device=ranks.device, precision="fp32", captured=False)
-    return Adaptation(settings, model, bundle.description(settings.bundle), ranks).train()
+    return Adaptation(settings, open_start(settings, ranks.device), ranks).train()
+
+
+def _check_length(config: WorldConfig, latents: int) -> None:
+    """ConfigError for clips that are no whole chunks, or too short for the variant's objective."""
+    chunks = score_chunks(config, latents)
+    if config.variant == "distilled" and len(chunks.lengths) == 1:
+        raise ConfigError(
+            f"latents is {latents}, one chunk; a distilled model learns chunks behind others: pass at least "
+            f"{1 + 2 * config.chunk_latents}."
+        )
 
 
 def _held_out(footage: Footage, settings: AdaptTraining) -> list[int]:

@@ -23,7 +23,7 @@ from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.config import Schedule, Variant
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.rooms import render, sample_scenes
-from sanawm_env.training.latents import ClipBank, Clips, ClipSource, clip_conditioning
+from sanawm_env.training.latents import ClipBank, Clips, ClipSource, clip_conditioning, repeated
 from sanawm_env.training.learner import Learner
 from sanawm_env.training.loop import Log
 from sanawm_env.training.paths import HELD_OUT_SEEDS, plan_paths
@@ -90,11 +90,13 @@ class ClipStage(ABC):
         betas: tuple[float, float] = (0.9, 0.98),
         beside: Mapping[str, Learner] | None = None,
         trained: nn.Module | None = None,
+        text: Mapping[str, Tensor] | None = None,
     ) -> None:
         """model: where a first run starts; its config is that of the result. earlier: provenance of its weights,
         carried on into the exported bundle. checkpoint, betas, beside: of `Run`. trained: what learns, in place of the
-        model's denoiser.
+        model's denoiser. text: of all clips, one row of what `WorldState.text` holds, for a model that reads text.
         """
+        self.text = {} if text is None else dict(text)
         self.settings, self.world, self.ranks, self.device = settings, model.config, ranks, ranks.device
         self.earlier = earlier or {}
         device = self.device
@@ -204,7 +206,7 @@ class ClipStage(ABC):
             fps=self.world.fps,
             workers=settings.workers,
         )
-        return ClipSource(self.world, self.autoencoder, planner, self.device)
+        return ClipSource(self.world, self.autoencoder, planner, self.device, self.text)
 
     def refresh(self, bank: Any) -> None:
         """Replaces the oldest clips of a bank."""
@@ -213,7 +215,7 @@ class ClipStage(ABC):
     def given(self, clips: Clips) -> Conditioning:
         """What the denoiser is told about the clips."""
         intrinsics = torch.tensor(self.world.intrinsics, device=self.device).expand(len(clips.poses), 4)
-        return clip_conditioning(self.world, clips.poses, intrinsics)
+        return clip_conditioning(self.world, clips.poses, intrinsics, clips.text)
 
     def averaged_model(self) -> WorldModel:
         """The world of the weights last averaged."""
@@ -229,7 +231,8 @@ class ClipStage(ABC):
         truth = render(sample_scenes(seeds, device=self.device), path.float().to(self.device), intrinsics, size).rgb
         shown = [k for k in (8, 32, 64) if k <= frames]
         with self.run.autocast():
-            made = dream(model, truth[:, 0], seeds, path, shown, lambda done: None).frames
+            told = {"text": repeated(self.text, len(seeds))} if self.text else {}
+            made = dream(model, truth[:, 0], seeds, path, shown, lambda done: None, **told).frames
         error = (made.float() - truth[:, shown].float()).square().mean((2, 3, 4))
         psnr = (10 * torch.log10(255**2 / error)).mean(0).tolist()
         return {f"psnr_{k}": round(value, 2) for k, value in zip(shown, psnr, strict=True)}

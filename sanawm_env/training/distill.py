@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,9 +88,10 @@ class DistillStage(ClipStage):
         real: WorldModel,
         ranks: Ranks,
         earlier: dict[str, Any] | None = None,
+        text: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """student: where the student starts. real: the frozen score, whose weights the fake one starts with.
-        ConfigError where their latents differ.
+        """student: where the student starts. real: the frozen score, whose weights the fake one starts with. text: of
+        `ClipStage`. ConfigError where their latents differ.
         """
         _check_scores(student, real)
         fake = copy.deepcopy(real.denoiser).to(ranks.device, torch.float32).requires_grad_(True)
@@ -112,6 +114,7 @@ class DistillStage(ClipStage):
             checkpoint="distill.pt",
             betas=BETAS,
             beside={"critic": self.critic},
+            text=text,
         )
         self.judge, self.fake = real.config, fake
         self.real = copy.deepcopy(real.denoiser).to(self.device).requires_grad_(False)

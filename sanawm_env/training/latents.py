@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sanawm_env.camera import relative_poses
 from sanawm_env.conditioning import Conditioning, condition
+from sanawm_env.errors import ConfigError
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.config import WorldConfig
 from sanawm_env.rooms import render, sample_scenes
@@ -17,10 +19,13 @@ from sanawm_env.training.paths import PathPlanner
 
 @dataclass
 class Clips:
-    """Encoded clips: latents [B, T, channels, h, w] and poses [B, frames + 1, 4, 4] fp32, relative to the first."""
+    """Encoded clips: latents [B, T, channels, h, w] and poses [B, frames + 1, 4, 4] fp32, relative to the first. text:
+    embedded prompts as `WorldState.text` holds them, empty for a model without text.
+    """
 
     latents: Tensor
     poses: Tensor
+    text: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass
@@ -34,12 +39,18 @@ class Drawn(Clips):
 
 
 class ClipSource:
-    """Freshly rendered and encoded clips along the trajectories of `planner`."""
+    """Freshly rendered and encoded clips along the trajectories of `planner`. text: of one world, that of all clips."""
 
     def __init__(
-        self, config: WorldConfig, autoencoder: Autoencoder, planner: PathPlanner, device: torch.device
+        self,
+        config: WorldConfig,
+        autoencoder: Autoencoder,
+        planner: PathPlanner,
+        device: torch.device,
+        text: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config, self.autoencoder, self.planner, self.device = config, autoencoder, planner, device
+        self.text = {} if text is None else {name: x.to(device) for name, x in text.items()}
 
     @torch.no_grad()
     def clips(self) -> Clips:
@@ -52,7 +63,9 @@ class ClipSource:
         pixels = frames.permute(0, 4, 1, 2, 3) / 127.5 - 1
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             latents = self.autoencoder.encode(pixels.float())
-        return Clips(latents.bfloat16(), relative_poses(poses[:, 0], poses).float())
+        return Clips(
+            latents.bfloat16(), relative_poses(poses[:, 0], poses).float(), text=repeated(self.text, len(poses))
+        )
 
 
 class ClipBank:
@@ -85,18 +98,33 @@ class ClipBank:
 
     def at(self, rows: Tensor) -> Drawn:
         """The clips at these places."""
-        return Drawn(self.latents[rows].float(), self.poses[rows], self.history[rows].float(), rows)
+        text = repeated(self.source.text, len(rows))
+        return Drawn(self.latents[rows].float(), self.poses[rows], self.history[rows].float(), rows, text=text)
 
     def remember(self, rows: Tensor, history: Tensor) -> None:
         """Histories [B, T, channels, h, w] of the clips at `rows`."""
         self.history[rows] = history.to(self.history)
 
 
-def clip_conditioning(config: WorldConfig, poses: Tensor, intrinsics: Tensor) -> Conditioning:
-    """What a denoiser is told about whole clips. poses: [B, frames + 1, 4, 4] relative to the first; intrinsics: [B, 4]
-    on their device."""
+def repeated(text: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The text of one world for so many."""
+    return {name: x.expand(count, *x.shape[1:]) for name, x in text.items()}
+
+
+def clip_conditioning(
+    config: WorldConfig, poses: Tensor, intrinsics: Tensor, text: Mapping[str, Tensor]
+) -> Conditioning:
+    """What a denoiser is told about whole clips. poses: [B, frames + 1, 4, 4] relative to the first; intrinsics:
+    [B, 4]; text: of `Clips`; all on one device. ConfigError: a model that reads text is given none, or the other way
+    round.
+    """
+    if (config.denoiser.caption_channels is not None) != ("hidden" in text):
+        raise ConfigError(
+            f"{config.name} reads {'no text' if text else 'text'}, the clips have {sorted(text) or 'none'}; embed a "
+            "prompt for exactly those models that read one (sanawm_env.prompts)."
+        )
     latents = (poses.shape[1] - 1) // config.temporal_stride + 1
-    return condition(
+    given = condition(
         poses,
         intrinsics,
         torch.arange(latents, device=poses.device).expand(len(poses), -1),
@@ -105,3 +133,4 @@ def clip_conditioning(config: WorldConfig, poses: Tensor, intrinsics: Tensor) ->
         grid=config.grid,
         first=True,
     )
+    return given.reading(text)

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sanawm_env.conditioning import Conditioning
+from sanawm_env.conditioning import Conditioning, rows_of
 from sanawm_env.errors import ConfigError
 from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.model.denoiser import Denoiser
@@ -33,13 +33,15 @@ Measure = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 class Levels:
     """Law of the noise levels. full_share: share of draws (of the mixture: of its anchors) at 1000, where sampling
     starts. shift: flow shift of the others. law: of those before the shift; the mixture's anchors are logit-normal.
-    shares: of the mixture's modes, as `chunk_mixture` lists them; the paper's are 0.1, 0.4, 0.4, 0.1.
+    shares: of the mixture's modes, as `chunk_mixture` lists them; the paper's are 0.1, 0.4, 0.4, 0.1. among: draw only
+    these, each as often, in place of shift and law; the mixture does not look at it.
     """
 
     full_share: float = 0.35
     shift: float = 2.0
     law: Literal["uniform", "logit_normal"] = "uniform"
     shares: tuple[float, float, float, float] = (0.15, 0.2, 0.3, 0.35)
+    among: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.full_share <= 1 or self.shift <= 0 or min(self.shares) < 0 or not sum(self.shares):
@@ -50,6 +52,9 @@ class Levels:
 
     def draw(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Integer levels 1 .. 1000 as floats."""
+        if self.among:
+            known = torch.tensor(self.among, device=device, dtype=torch.float32)
+            return known[torch.randint(len(known), shape, device=device)]
         uniform = self.law == "uniform"
         u = torch.rand(shape, device=device) if uniform else torch.sigmoid(torch.randn(shape, device=device))
         level = (1000 * self.shift * u / (1 + (self.shift - 1) * u)).floor().clamp(1, 1000)
@@ -130,12 +135,10 @@ def streamed_loss(
         noised(clean[:, :first], opening), opening, given.frames(0, first), ChunkGrid((first,), opening=True), empty
     )
     later = level[:, 1:].transpose(0, 1).reshape(-1, 1).expand(-1, n)
-    target = _rows(clean, first, n)
+    target = rows_of(clean, first, n)
     memory = [{name: x[:, :-1].transpose(0, 1).flatten(0, 1) for name, x in block.items()} for block in after]
-    rows = Conditioning(**{name: _rows(x, first, n) for name, x in given.tensors().items()})
-    seen_later = denoiser.predict_clean(
-        noised(target, later), later, rows, _later_grid(denoiser, chunks, batch), memory
-    )
+    grid = _later_grid(denoiser, chunks, batch)
+    seen_later = denoiser.predict_clean(noised(target, later), later, given.chunks(first, n), grid, memory)
     error = torch.cat(
         [
             measure(seen_first, clean[:, :first], opening, weight)[:, 1:].flatten(0, 1),
@@ -220,11 +223,6 @@ def _roughened(history: Tensor, noise: float) -> Tensor:
     level = (1000 * noise * torch.rand(history.shape[0], 1, device=history.device)).repeat(1, history.shape[1])
     level[:, 0] = 0
     return noised(history, level)
-
-
-def _rows(x: Tensor, first: int, n: int) -> Tensor:
-    """Later chunks of x [B, T, ...] as rows, chunk by chunk: [(K - 1) B, n, ...]."""
-    return x[:, first:].unflatten(1, (-1, n)).transpose(0, 1).flatten(0, 1)
 
 
 def _later_grid(denoiser: Denoiser, chunks: ChunkGrid, batch: int) -> ChunkGrid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from sanawm_env.errors import ConfigError
 from sanawm_env.model.chunks import clip_chunks
 from sanawm_env.model.sampler import denoise
 from sanawm_env.training.clip_stage import ClipStage, ClipTraining, channel_weights, turned
-from sanawm_env.training.latents import Clips, ClipSource
+from sanawm_env.training.latents import Clips, ClipSource, repeated
 from sanawm_env.training.objective import clip_loss, of_frames, plain
 from sanawm_env.training.ranks import Ranks
 from sanawm_env.training.rollouts import chunks_of
@@ -63,7 +64,7 @@ class TrajectoryBank:
     def draw(self, batch: int) -> Trajectories:
         rows = torch.randperm(self.poses.shape[0], device=self.poses.device)[:batch]
         path = self.path[:, rows].float()
-        return Trajectories(path[-1], self.poses[rows], path)
+        return Trajectories(path[-1], self.poses[rows], path, text=repeated(self.source.text, len(rows)))
 
     @torch.no_grad()
     def _trajectories(self) -> Trajectories:
@@ -84,7 +85,7 @@ class TrajectoryBank:
             chunks[0].append(output.latents.float())
         first = clips.latents[:, :1].float()
         path = torch.stack([torch.cat([first, *parts], dim=1) for parts in chunks.values()]).bfloat16()
-        return Trajectories(path[-1], clips.poses, path)
+        return Trajectories(path[-1], clips.poses, path, text=clips.text)
 
 
 class OdeStage(ClipStage):
@@ -93,10 +94,15 @@ class OdeStage(ClipStage):
     settings: OdeTraining
 
     def __init__(
-        self, settings: OdeTraining, teacher: WorldModel, ranks: Ranks, earlier: dict[str, Any] | None = None
+        self,
+        settings: OdeTraining,
+        teacher: WorldModel,
+        ranks: Ranks,
+        earlier: dict[str, Any] | None = None,
+        text: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """teacher: a model with many levels, at which the student starts. ConfigError: a level of the student's is not
-        among them.
+        """teacher: a model with many levels, at which the student starts. text: of `ClipStage`. ConfigError: a level of
+        the student's is not among them.
         """
         unknown = [level for level in settings.timesteps if level not in teacher.config.timesteps]
         if unknown or not settings.timesteps:
@@ -105,7 +111,7 @@ class OdeStage(ClipStage):
                 f"{teacher.config.timesteps}; take some of these."
             )
         student = turned(teacher, "distilled", timesteps=settings.timesteps)
-        super().__init__(settings, student, ranks, earlier)
+        super().__init__(settings, student, ranks, earlier, text=text)
         frozen = copy.deepcopy(teacher.denoiser).to(self.device, torch.float32)
         self.teacher = WorldModel(teacher.config, frozen, self.autoencoder)
 

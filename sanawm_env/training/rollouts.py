@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sanawm_env.state import StepOutput
 from sanawm_env.training.latents import Clips
-from sanawm_env.world import WorldModel, set_out, step
+from sanawm_env.world import WorldModel, check_text, set_out, step
 
 
 def chunks_of(model: WorldModel, clips: Clips, noise: Tensor | None = None) -> Iterator[StepOutput]:
@@ -22,7 +22,8 @@ def chunks_of(model: WorldModel, clips: Clips, noise: Tensor | None = None) -> I
     poses = clips.poses.double().cpu()
     seeds = torch.arange(batch)
     state = set_out(model.empty_state(batch, decoder=False), seeds, poses[:, 0], None, None, None)
-    state = replace(state, first_latent=clips.latents[:, 0].to(state.first_latent))
+    text = check_text(state.text, clips.text)
+    state = replace(state, first_latent=clips.latents[:, 0].to(state.first_latent), text=text)
     drawn = torch.randn_like(clips.latents[:, 1:].float()) if noise is None else noise
     paths = poses[:, 1:].split(config.frames_per_chunk, dim=1)
     for path, part in zip(paths, drawn.split(config.chunk_latents, dim=1), strict=True):

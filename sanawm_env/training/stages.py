@@ -223,9 +223,10 @@ def _smoke(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 
 def _adapt(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     # Reading episode stores needs packages that the other stages do without.
-    from sanawm_env.training.adapt import AdaptTraining, adapt
+    from sanawm_env.training.adapt import adapt
+    from sanawm_env.training.adapt_settings import AdaptReleased, AdaptTraining
 
-    return adapt(from_mapping(AdaptTraining, settings), ranks)
+    return adapt(_read(AdaptTraining if settings.get("sana_wm") is None else AdaptReleased, settings, {}), ranks)
 
 
 STAGES: dict[str, Callable[[dict[str, Any], Ranks], dict[str, Any]]] = {

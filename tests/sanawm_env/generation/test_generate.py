@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from tests.sanawm_env.generation.jobs import assert_same_episodes, job, record, stored
 
+from sanawm_env.datasets.provenance import prompt_of
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.errors import ConfigError
 from sanawm_env.generation import Filters, Scenes, generate
@@ -81,7 +82,7 @@ def test_starts_from_pictures(tiny_model: WorldModel, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         pixels = np.random.default_rng(len(name) + (name == "two")).integers(0, 256, size, dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / name / "start.png")
-        (tmp_path / name / "scene.yaml").write_text(f"image: start.png\nlicence: {name}\n")
+        (tmp_path / name / "scene.yaml").write_text(f"image: start.png\nlicence: {name}\nprompt: a {name}\n")
     files = tuple(str(tmp_path / name) for name in ("one", "two"))
     generate(job(tmp_path / "a", scenes=Scenes(files=files)), model=tiny_model)
     generate(job(tmp_path / "b", scenes=Scenes(files=files), batch=1), model=tiny_model)
@@ -89,6 +90,7 @@ def test_starts_from_pictures(tiny_model: WorldModel, tmp_path: Path) -> None:
     store = EpisodeStore(tmp_path / "a" / "episodes.zarr")
     numbers = [int(store.describe(index)["id"][16:], 16) for index in range(5)]
     assert [store.describe(index)["licences"] for index in range(5)] == [[("one", "two")[k % 2]] for k in numbers]
+    assert [prompt_of(store.describe(index)) for index in range(5)] == [("a one", "a two")[k % 2] for k in numbers]
 
 
 def test_another_job_does_not_mix_in(tiny_model: WorldModel, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLLTX2Video
 from torch import Tensor
 
 from sanawm_env.errors import ConfigError, StateError
+from sanawm_env.model import causal_video
 from sanawm_env.model.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
 
 GRID = (4, 5)
@@ -204,3 +205,15 @@ def test_impossible_configurations_are_named(change: dict[str, tuple[object, ...
 def test_to_uint8_rounds_and_clamps() -> None:
     pixels = torch.tensor([-1.5, -1.0, 0.0, 0.005, 1.0, 3.0]).view(1, 1, 1, 1, 6).expand(1, 3, 1, 1, 6)
     assert to_uint8(pixels)[0, 0, 0, :, 0].tolist() == [0, 0, 128, 128, 255, 255]
+
+
+def test_long_clips_are_encoded_piece_by_piece(autoencoder: Autoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = autoencoder.config
+    video, calls = clips(config, latents=8), []
+    whole = autoencoder.encode(video)
+    monkeypatch.setattr("sanawm_env.model.autoencoder.ENCODED_FRAMES", 3 * config.temporal_stride + 1)
+    encode = causal_video.encode
+    monkeypatch.setattr(causal_video, "encode", lambda *given: calls.append(given[1].shape[2]) or encode(*given))
+    torch.testing.assert_close(autoencoder.encode(video), whole, rtol=0, atol=1e-5)
+    stride = config.temporal_stride
+    assert calls == [1 + 3 * stride, 3 * stride, stride]

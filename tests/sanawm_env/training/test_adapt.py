@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from sanawm_env import bundle
 from sanawm_env.datasets.provenance import Provenance
@@ -24,8 +25,10 @@ from sanawm_env.model.lora import LAYERS, LowRank, adapted_layers, merging
 from sanawm_env.rooms import render, sample_scenes, sample_trajectories
 from sanawm_env.training import run_stage
 from sanawm_env.training.adapt import Adaptation
-from sanawm_env.training.adapt_latents import ClipCache, Footage, encoded
+from sanawm_env.training.adapt_footage import Footage
+from sanawm_env.training.adapt_latents import ClipCache, encoded
 from sanawm_env.training.adapt_settings import AdaptTraining
+from sanawm_env.training.adapt_start import open_start
 from sanawm_env.training.latents import clip_conditioning
 from sanawm_env.training.ranks import Ranks
 from sanawm_env.training.rooms_drives import RecordRooms, record
@@ -58,8 +61,7 @@ def settings(night: Path, out: Path, start: Path, **changes: Any) -> AdaptTraini
 def stage(chosen: AdaptTraining) -> Adaptation:
     ranks = Ranks()
     ranks.device = torch.device("cpu")
-    model = bundle.load(chosen.bundle, device="cpu", precision="fp32")
-    return Adaptation(chosen, model, bundle.description(chosen.bundle), ranks)
+    return Adaptation(chosen, open_start(chosen, ranks.device), ranks)
 
 
 def rewritten(source: Path, target: Path, *, fps: float = 10.0, size: int = 0, scale: float | None = 1.0) -> Path:
@@ -82,16 +84,15 @@ AS_WRITTEN = (
 
 def test_the_listed_layers_alone_are_trained(night: Path, start: Path, tmp_path: Path) -> None:
     one = stage(settings(night, tmp_path, start))
-    assert isinstance(one.trained, LowRank)
-    kinds = {name.split(".", 2)[2] for name in one.trained.names}
+    trained = one.tuning.trained
+    assert isinstance(trained, LowRank)
+    kinds = {name.split(".", 2)[2] for name in trained.names}
     assert kinds == {"attn.qkv", "attn.proj", "mlp.inverted_conv.conv", "mlp.point_conv.conv"}  # no text: no others
-    assert len(one.trained.names) == 4 * one.config.denoiser.depth
-    dice = np.random.default_rng(0)
-    loss = one._loss(one._draw(dice))
-    loss.backward()
-    assert all(x.grad is None for x in one.denoiser.parameters())
-    assert all(bool((x.grad.abs() > 0).any()) for x in one.trained.up if x.grad is not None)
-    assert all(x.grad is not None for x in one.trained.parameters())
+    assert len(trained.names) == 4 * one.config.denoiser.depth
+    one.tuning.loss(one.draw(0), 0).backward()
+    assert all(x.grad is None for x in one.tuning.denoiser.parameters())
+    assert all(bool((x.grad.abs() > 0).any()) for x in trained.up if x.grad is not None)
+    assert all(x.grad is not None for x in trained.parameters())
 
 
 @pytest.mark.parametrize("prediction", ["clean", "velocity"])
@@ -105,7 +106,7 @@ def test_steps_lower_the_loss_on_one_clip(prediction: str, night: Path, start: P
 
     def loss() -> torch.Tensor:
         torch.manual_seed(7)  # the same levels and noise
-        return one._loss(clips)
+        return one.tuning.loss(clips, 0)
 
     before = float(loss().detach())
     for _ in range(12):
@@ -129,19 +130,22 @@ def mapping(chosen: AdaptTraining) -> dict[str, Any]:
 def test_a_merged_bundle_is_base_and_adapter(night: Path, start: Path, tmp_path: Path) -> None:
     one = stage(settings(night, tmp_path, start, lr=5e-2, ema=0.1))
     figures = one.train()
-    assert isinstance(one.trained, LowRank)  # holds the averaged adapters now, added to what the layers give
+    trained, denoiser = one.tuning.trained, one.tuning.denoiser  # given back plain, and to be adapted anew
+    assert isinstance(trained, LowRank)
+    again = LowRank(denoiser, trained.names, 4, 4.0)
+    again.load_state_dict(trained.state_dict())
     merged = bundle.load(tmp_path / "bundle", device="cpu", precision="fp32")
     clips = one.clips[0].draw(np.array([0, 1]))
-    given, chunks = clip_conditioning(one.config, clips.poses, clips.intrinsics), clip_chunks(5, 2)
+    given, chunks = clip_conditioning(one.config, clips.poses, clips.intrinsics, {}), clip_chunks(5, 2)
     level = torch.full((2, 5), 1000.0)
     with torch.no_grad():
-        memory = one.denoiser.memory(2, one.config.grid, device=torch.device("cpu"), dtype=torch.float32)
-        beside, _ = one.denoiser(clips.latents, level, given, chunks, memory)
+        memory = denoiser.memory(2, one.config.grid, device=torch.device("cpu"), dtype=torch.float32)
+        beside, _ = denoiser(clips.latents, level, given, chunks, memory)
         inside, _ = merged.denoiser(clips.latents, level, given, chunks, memory)
         plain, _ = one.model.denoiser(clips.latents, level, given, chunks, memory)
     torch.testing.assert_close(inside, beside, atol=1e-4, rtol=1e-4)
     assert float((plain - inside).abs().max()) > 100 * float((beside - inside).abs().max())
-    assert figures["adapter_bytes"] == (tmp_path / "adapter.safetensors").stat().st_size
+    assert figures["adapter_bytes"] == sum(x.nbytes for x in load_file(tmp_path / "adapter.safetensors").values())
     with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
         assert "base_model.model.blocks.0.attn.qkv.lora_A.weight" in file.keys()  # noqa: SIM118 - no mapping
     told = bundle.description(tmp_path / "bundle")["provenance"]
@@ -245,7 +249,7 @@ def test_latents_of_the_same_bundle_are_taken_from_the_store(start: Path, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 24}, "pictures of 24x40, the bundle 'tiny' of 32x40; record or annotate at that size"),
+        ({"size": 24}, "pictures of 24x40, the bundle 'tiny' of 32x40: they would have to be enlarged 1.33 times"),
         ({"fps": 15.0}, "has 15 frames/s, the bundle 'tiny' 10; allowed are whole multiples"),
         ({"scale": None}, "poses without a scale"),
     ],
@@ -270,7 +274,7 @@ def test_a_faster_store_is_thinned_out(night: Path, start: Path, tmp_path: Path)
 def test_replayed_episodes_are_drawn_and_measured(night: Path, start: Path, tmp_path: Path) -> None:
     record(RecordRooms(out=tmp_path / "day.zarr", episodes=2, frames=FRAMES, bundle=str(start), device="cpu"))
     one = stage(settings(night, tmp_path, start, replay=str(tmp_path / "day.zarr"), replay_share=0.5, batch=16))
-    drawn = one._draw(np.random.default_rng(0))
+    drawn = one.draw(0)
     day = one.clips[1].draw(np.arange(len(one.clips[1]))).latents
     again = sum(bool((day == clip).flatten(1).all(1).any()) for clip in drawn.latents)
     assert len(drawn.latents) == 16 and 4 <= again <= 12

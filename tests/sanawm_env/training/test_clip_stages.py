@@ -77,6 +77,30 @@ def test_the_teacher_learns_with_its_own_rollouts_as_history(tiny_model: WorldMo
     assert not torch.equal(bank.history[:, 1:], bank.latents[:, 1:])
 
 
+def test_a_model_that_reads_text_is_trained_with_one(tiny_model: WorldModel, tmp_path: Path) -> None:
+    denoiser = replace(tiny_model.config.denoiser, caption_channels=12, caption_length=4, cross_heads=2)
+    model = WorldModel.random(replace(tiny_model.config, denoiser=denoiser))
+    text = {"hidden": torch.randn(1, 4, 12), "mask": torch.ones(1, 4, dtype=torch.bool)}
+    given = settings(TeacherTraining, tmp_path, rolled=2, bank=2)
+    start = turned(model, "teacher", **many_steps(STEPS))
+    stage = DenoiserStage(given, start, ranks(), text=text)
+    bank, weight = stage.new_bank()
+    stage.refresh(bank)  # rolls out by world.step, which reads the text too
+    before = {name: x.clone() for name, x in stage.denoiser.state_dict().items() if "y_embedder" in name}
+    stage.step(bank, bank.draw(2), weight)
+    assert before and all(not torch.equal(x, stage.denoiser.state_dict()[name]) for name, x in before.items())
+    assert set(stage.validate(frames=8)) == {"psnr_8"}
+    first = OdeStage(settings(OdeTraining, tmp_path / "ode", timesteps=(1000, 667)), start, ranks(), text=text)
+    student = turned(first.teacher, "distilled", timesteps=(1000, 600))
+    distilled = settings(DistillTraining, tmp_path / "distill", real="given", every=1)
+    for one in (first, DistillStage(distilled, student, start, ranks(), text=text)):
+        assert np.isfinite(losses(one, 1)[0])
+    silent = DenoiserStage(given, start, ranks())
+    bank, weight = silent.new_bank()
+    with pytest.raises(ConfigError, match="reads text, the clips have none; embed a prompt"):
+        silent.step(bank, bank.draw(2), weight)
+
+
 def test_the_bidirectional_model_learns_clips_as_a_whole(tiny_model: WorldModel, tmp_path: Path) -> None:
     given = settings(BidirectionalTraining, tmp_path)
     stage = BidirectionalStage(given, turned(fresh(tiny_model), "bidirectional", **many_steps(STEPS)), ranks())

@@ -2,6 +2,8 @@
 every weight.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.sanawm_env.training.small import CONFIG, GRID, clip
@@ -9,6 +11,7 @@ from tests.sanawm_env.training.small import CONFIG, GRID, clip
 from sanawm_env.conditioning import Conditioning
 from sanawm_env.errors import ConfigError
 from sanawm_env.model.chunks import next_chunk
+from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.denoiser import Denoiser, last_memory
 from sanawm_env.model.initialise import initialise, randomise
 from sanawm_env.training.objective import (
@@ -23,6 +26,8 @@ from sanawm_env.training.objective import (
     velocity,
 )
 
+READING = replace(CONFIG, caption_channels=12, caption_length=4, cross_heads=2)
+
 
 def cut(given: Conditioning, begin: int, end: int) -> Conditioning:
     return Conditioning(
@@ -30,13 +35,23 @@ def cut(given: Conditioning, begin: int, end: int) -> Conditioning:
         from_ray=given.from_ray[:, begin:end],
         plucker=given.plucker[:, begin:end],
         position=given.position[:, begin:end],
+        text=given.text,
+        text_mask=given.text_mask,
     )
 
 
-def test_streamed_objective_sees_what_streaming_sees() -> None:
-    denoiser = Denoiser(CONFIG).eval().requires_grad_(False)
+def with_text(given: Conditioning) -> Conditioning:
+    """Two worlds of which each reads a text of its own."""
+    mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    return given.reading({"hidden": torch.randn(2, 4, 12), "mask": mask})
+
+
+@pytest.mark.parametrize("config", [CONFIG, READING], ids=["without text", "with text"])
+def test_streamed_objective_sees_what_streaming_sees(config: DenoiserConfig) -> None:
+    denoiser = Denoiser(config).eval().requires_grad_(False)
     randomise(denoiser, torch.Generator().manual_seed(0))
     clean, given, chunks = clip()
+    given = given if config is CONFIG else with_text(given)
     history = clean + 0.1 * torch.randn_like(clean)
     torch.manual_seed(5)
     ones = torch.ones(CONFIG.in_channels)
@@ -90,6 +105,11 @@ def test_gradients_reach_every_used_weight() -> None:
         "blocks.1.attn.dt_bias",
     )
     assert {name for name in silent if not name.startswith(unused)} == set()
+
+
+def test_levels_of_a_few_are_drawn_alone() -> None:
+    drawn = Levels(among=(1000, 600), full_share=0.0).draw((400,), torch.device("cpu"))
+    assert set(drawn.tolist()) == {1000.0, 600.0} and 150 < int((drawn == 600).sum()) < 250
 
 
 def test_a_fresh_model_learns_to_copy_a_still_clip() -> None:

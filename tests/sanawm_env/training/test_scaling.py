@@ -16,14 +16,17 @@ import torch
 from tests.sanawm_env.training.small import CONFIG, clip, learner, loss
 
 from sanawm_env.errors import ConfigError
-from sanawm_env.model.config import DenoiserConfig, rooms_config
+from sanawm_env.model.config import DenoiserConfig, Variant, rooms_config, tiny_config
 from sanawm_env.model.denoiser import Denoiser
+from sanawm_env.model.lora import LAYERS, LowRank, adapted_layers
 from sanawm_env.training import run_stage
-from sanawm_env.training.estimate import GIB, KEPT, Estimate, estimate
+from sanawm_env.training.estimate import GIB, KEPT, Estimate, adapting, estimate
 from sanawm_env.training.learner import Learner
 from sanawm_env.training.objective import blank_memory
 from sanawm_env.training.ranks import Ranks
 from sanawm_env.training.scaling import Scaling
+
+VARIANTS: tuple[Variant, ...] = ("bidirectional", "teacher", "distilled")
 
 
 def test_batches_add_up_to_a_step() -> None:
@@ -106,6 +109,39 @@ def test_the_released_model_s_memory() -> None:
     assert run_stage("estimate", {"device": "cpu", "gpus": 4}) == four
     with pytest.raises(ConfigError, match="gpus is 0"):
         Estimate(gpus=0)
+
+
+def test_the_memory_of_adapters() -> None:
+    told = {variant: estimate(Estimate(method="lora", variant=variant, latents=22)) for variant in VARIANTS}
+    assert told["teacher"] == told["bidirectional"] and told["teacher"]["gib"] < told["distilled"]["gib"] < 80
+    one = told["teacher"]
+    denoiser = LowRank(small := Denoiser(CONFIG), names := adapted_layers(small), 16, 16.0)
+    assert sum(x.numel() for x in denoiser.parameters()) == estimated(CONFIG) and names
+    assert one["adapters"] == round(20 * one["adapter_parameters"] / GIB, 2) and one["memory"] == 0
+    assert estimate(Estimate(method="lora", rank=32))["adapter_parameters"] == 2 * one["adapter_parameters"]
+    assert run_stage("estimate", {"device": "cpu", "method": "lora", "latents": 22}) == one
+    with pytest.raises(ConfigError, match="adapters are neither sharded nor distilled"):
+        Estimate(method="lora", gpus=2)
+
+
+def test_the_page_shows_the_estimate() -> None:
+    page = (Path(__file__).parents[3] / "examples" / "adapt.md").read_text()
+    for latents in (13, 22, 43, 61, 121):
+        teacher, distilled = (
+            estimate(Estimate(method="lora", variant=variant, latents=latents))["gib"]
+            for variant in ("teacher", "distilled")
+        )
+        seconds = (1 + 8 * (latents - 1)) / 16
+        assert f"| {latents} ({seconds:.1f}) | {teacher:.1f} | {distilled:.1f} |" in page
+    whole = estimate(Estimate(method="lora", latents=22, checkpointed=False))["gib"]
+    assert f"Without `scaling.checkpointed` 22 latents take {whole:.0f} GiB" in page
+
+
+def estimated(config: DenoiserConfig) -> int:
+    world = replace(tiny_config(), denoiser=config)
+    told = adapting(world, 16, LAYERS, 1, 5, checkpointed=True)
+    count: int = told["adapter_parameters"]
+    return count
 
 
 @pytest.mark.parametrize(("every", "most"), [(100, KEPT), (1, KEPT)])

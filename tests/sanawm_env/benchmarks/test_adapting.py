@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sanawm_env.benchmarks.adapting import BenchAdapting, run
+from sanawm_env.errors import BackendError, ConfigError
+
+
+def test_adapters_train_beside_every_variant(tmp_path: Path) -> None:
+    told: list[str] = []
+    config = BenchAdapting(
+        variants=("teacher", "distilled", "bidirectional"),
+        size="tiny",
+        latents=7,
+        steps=1,
+        device="cpu",
+        out=tmp_path / "a.jsonl",
+    )
+    reports = run(config, told.append)
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [one["variant"] for one in lines] == list(config.variants) and len(told) == 3
+    for report in reports:
+        assert report["ms"] > 0 and report["tokens_per_second"] > 0 and len(report["losses"]) == 2
+        assert report["estimate"]["adapter_parameters"] > 0
+
+
+def test_what_cannot_be_measured() -> None:
+    with pytest.raises(ConfigError, match="steps is 0"):
+        BenchAdapting(steps=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match="size is 'full' on a CPU"):
+            run(BenchAdapting())
