@@ -123,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     _command(train, "rooms-refiner", _train, "a small refiner of a world's latents; writes it beside a bundle")
     _command(train, "estimate", _train, "the memory in which a denoiser trains, on one GPU or several")
     _command(train, "adapt", _train, "a bundle on episodes of your own; whole or by low-rank adapters")
+    _command(train, "ablation", _train, "a small denoiser with a part missing or another; one line of figures")
     _command(train, "smoke", _train, "every stage for a few steps on a CPU")
     cloning = _command(train, "cloning", _train_cloning, "a policy from the demonstrations of an episode store")
     _flags(cloning, device=str, out=str)
