@@ -92,6 +92,8 @@ def parser() -> argparse.ArgumentParser:
     _flags(paper, scenes=int, frames=int, split=str, batch=int, device=str, out=str)
     guard = _command(evaluate, "drift-guard", _eval_guard, "calibrate how far a world's chunks can be believed")
     _flags(guard, scenes=int, frames=int, device=str, bundle=str, out=str)
+    parts = _command(evaluate, "ablations", _eval_ablations, "a bundle with one thing changed at a time")
+    _flags(parts, bundle=str, device=str, out=str)
     bench = _subjects(commands, "bench", "speed and memory")
     rooms = _command(bench, "rooms", _bench_rooms, "frames/s, latency and memory of the Rooms world")
     _flags(rooms, device=str, bundle=str, chunks=int, out=str)
@@ -228,6 +230,12 @@ def _eval_world(options: argparse.Namespace) -> None:
     from sanawm_env.evaluation.world import EvalWorld, command
 
     print(command(_build(EvalWorld, "eval_world", options)))
+
+
+def _eval_ablations(options: argparse.Namespace) -> None:
+    from sanawm_env.evaluation.ablations import EvalAblations, command
+
+    print(command(_build(EvalAblations, "eval_ablations", options)))
 
 
 def _eval_guard(options: argparse.Namespace) -> None:

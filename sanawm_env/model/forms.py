@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sanawm_env.errors import ConfigError, nearest
-from sanawm_env.model.attention import GatedDeltaAttention, Geometry, SoftmaxAttention
+from sanawm_env.model.attention import GatedDeltaAttention, Geometry, SelfAttention, SoftmaxAttention
 from sanawm_env.model.chunks import ChunkGrid
 from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.denoiser import Block, Denoiser
@@ -24,6 +24,7 @@ from sanawm_env.model.feed_forward import Memory
 
 # Keys so small, and queries so large, that what the delta rule corrects, quadratic in the keys, is lost in fp32.
 UNCORRECTED = 2.0**-10
+FORGETS_AT = (9, 17)  # latents; of a world of four frames a latent, after 32 and 64 frames
 Change = Callable[[Block, int], None]
 
 
@@ -113,6 +114,27 @@ class SinklessAttention(SoftmaxAttention):
         return {f"sink_{name}": x[:, :0] for name, x in stored.items()}
 
 
+class ForgetfulAttention(GatedDeltaAttention):
+    """The recurrence, whose state is lost before the chunks that begin at latents `FORGETS_AT`."""
+
+    def mix(
+        self, u: Tensor, geometry: Geometry, chunks: ChunkGrid, memory: Memory, kept: Memory, *, collect: bool
+    ) -> tuple[Tensor, Tensor, Memory]:
+        keeps = torch.stack([geometry.position[:, 0] != latent for latent in FORGETS_AT]).all(0)
+        states = {name: memory[name] for name in ("state", "normaliser", "camera_state")}
+        lost = {name: x * keeps.view(-1, *[1] * (x.ndim - 1)) for name, x in states.items()}
+        return super().mix(u, geometry, chunks, memory | lost, kept, collect=collect)
+
+
+def _turned_into(block: Block, kind: type[SelfAttention]) -> None:
+    """Gives the attention of a block, of `kind`'s base, another class; weights stay the same tensors."""
+    if isinstance(block.attn, kind.__bases__):
+        with torch.device("meta"):
+            other = kind(block.attn.config)
+        other.load_state_dict(block.attn.state_dict(), assign=True)
+        block.attn = other.train(block.attn.training)  # type: ignore[assignment]
+
+
 def _scaled(block: Block, factor: float) -> None:
     """Keys of a recurrent block times a factor, its queries by it: ReLU keeps it, and what is read stays as large."""
     attention = block.attn
@@ -137,14 +159,6 @@ def _without_convolution(block: Block, tokens: int) -> None:
     block.mlp.t_conv = Silent(block.mlp.t_conv.out_channels)  # type: ignore[assignment]
 
 
-def _without_sink(block: Block, tokens: int) -> None:
-    if isinstance(block.attn, SoftmaxAttention):
-        with torch.device("meta"):
-            sinkless = SinklessAttention(block.attn.config)
-        sinkless.load_state_dict(block.attn.state_dict(), assign=True)
-        block.attn = sinkless.train(block.attn.training)
-
-
 FORMS: dict[str, Form] = {
     "gdn": Form(what="as it is: gated delta rule, every n-th block softmax"),
     "linear": Form(
@@ -164,7 +178,13 @@ FORMS: dict[str, Form] = {
     "no_ucpe": Form(what="no ray branch (UCPE)", change=_without_rays),
     "no_plucker": Form(what="no Pluecker rays", change=_without_plucker),
     "no_convolution": Form(what="no convolution over time", change=_without_convolution),
-    "no_sink": Form(what="no sink in the softmax window", change=_without_sink),
+    "no_sink": Form(
+        what="no sink in the softmax window", change=lambda block, tokens: _turned_into(block, SinklessAttention)
+    ),
+    "forgetful": Form(
+        what="recurrent state lost after 32 and after 64 frames",
+        change=lambda block, tokens: _turned_into(block, ForgetfulAttention),
+    ),
     **{
         f"window_{chunks}": Form(
             what=f"softmax window of {chunks} chunks, the sink among them",
