@@ -92,8 +92,12 @@ def run(config: EvalAblations) -> Results:
 
 
 def _opened(config: EvalAblations) -> Results:
-    setup = {"benchmark": Results.BENCHMARK, "bundle": fingerprint(config.bundle)}
-    setup |= {"name": folder_of(config.bundle).name, "judging": asdict(config.judging)}
+    setup = {
+        "benchmark": Results.BENCHMARK,
+        "bundle": fingerprint(config.bundle),
+        "name": folder_of(config.bundle).name,
+        "judging": asdict(config.judging),
+    }
     if not config.out.exists():
         return Results(setup=setup, lines=[])
     found = Results.read(config.out)

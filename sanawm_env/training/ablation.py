@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sanawm_env.benchmarks.machine import append_line, machine, peak_memory, read_lines, reset_peak
+from sanawm_env.benchmarks.machine import append_line, machine, peak_memory, read_lines, reset_peak, synchronise
 from sanawm_env.errors import ConfigError
 from sanawm_env.evaluation.form_scores import MEASURES, Judging, judge
 from sanawm_env.evaluation.world_figures import mean_of
@@ -104,7 +104,9 @@ class AblationStage(DenoiserStage):
         if not self.operations:
             self.operations = self._count(bank, weight)
             reset_peak(self.device)
+            synchronise(self.device)
             self._timed = [(time.monotonic(), self.run.step)]
+            self.run.clock.started = time.monotonic()  # what compiling and the first clips took is no budget
         loss, norm = super().step(bank, clips, weight)
         sound = torch.isfinite(loss) & torch.isfinite(norm)
         self._broken = torch.where(sound, self._broken, self._broken.clamp(max=self.run.step))
