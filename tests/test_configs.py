@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 
 # What `run_stage` takes beside the fields of a stage's settings.
 STAGE_KEYS = {"device", "smoke", "autoencoder", "start"}
-STAGES = ("train_rooms", "train_estimate", "train_adapt")
+STAGES = ("train_rooms", "train_estimate", "train_adapt", "train_ablation")
 
 
 def config_classes() -> dict[str, type]:
@@ -33,6 +33,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.vector import BenchVector
     from sanawm_env.demo import DemoConfig
     from sanawm_env.demonstrations import Collect
+    from sanawm_env.evaluation.ablations import EvalAblations
     from sanawm_env.evaluation.drift_guard import EvalDriftGuard
     from sanawm_env.evaluation.parity import EvalPrecisionParity
     from sanawm_env.evaluation.transfer import EvalTransfer
@@ -41,6 +42,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.policies.cloning_train import CloningTraining
     from sanawm_env.quantise import Quantize
     from sanawm_env.teleop import Teleop
+    from sanawm_env.training.ablation import AblationTraining
     from sanawm_env.training.adapt_settings import AdaptTraining
     from sanawm_env.training.autoencoder import AutoencoderTraining
     from sanawm_env.training.denoiser import BidirectionalTraining, DenoiserTraining, TeacherTraining
@@ -84,6 +86,8 @@ def config_classes() -> dict[str, type]:
         "train_estimate": Estimate,
         "train_ppo": PpoTraining,
         "train_adapt": AdaptTraining,
+        "train_ablation": AblationTraining,
+        "eval_ablations": EvalAblations,
         "record_rooms": RecordRooms,
     }
 
