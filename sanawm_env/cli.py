@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     _flags(guard, scenes=int, frames=int, device=str, bundle=str, out=str)
     parts = _command(evaluate, "ablations", _eval_ablations, "a bundle with one thing changed at a time")
     _flags(parts, bundle=str, device=str, out=str)
+    _command(evaluate, "recipe", _eval_recipe, "a page of stages, variants, ablations and the paper's claims")
     bench = _subjects(commands, "bench", "speed and memory")
     rooms = _command(bench, "rooms", _bench_rooms, "frames/s, latency and memory of the Rooms world")
     _flags(rooms, device=str, bundle=str, chunks=int, out=str)
@@ -236,6 +237,12 @@ def _eval_ablations(options: argparse.Namespace) -> None:
     from sanawm_env.evaluation.ablations import EvalAblations, command
 
     print(command(_build(EvalAblations, "eval_ablations", options)))
+
+
+def _eval_recipe(options: argparse.Namespace) -> None:
+    from sanawm_env.evaluation.recipe_report import Recipe, run
+
+    print(run(_build(Recipe, "eval_recipe", options)))
 
 
 def _eval_guard(options: argparse.Namespace) -> None:

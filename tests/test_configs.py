@@ -36,6 +36,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.evaluation.ablations import EvalAblations
     from sanawm_env.evaluation.drift_guard import EvalDriftGuard
     from sanawm_env.evaluation.parity import EvalPrecisionParity
+    from sanawm_env.evaluation.recipe_report import Recipe
     from sanawm_env.evaluation.transfer import EvalTransfer
     from sanawm_env.evaluation.world import EvalWorld
     from sanawm_env.generation.config import Generate
@@ -88,6 +89,7 @@ def config_classes() -> dict[str, type]:
         "train_adapt": AdaptTraining,
         "train_ablation": AblationTraining,
         "eval_ablations": EvalAblations,
+        "eval_recipe": Recipe,
         "record_rooms": RecordRooms,
     }
 
