@@ -72,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
     flags(paper, scenes=int, frames=int, split=str, batch=int, device=str, out=str)
     guard = command(evaluate, "drift-guard", _eval_guard, "calibrate how far a world's chunks can be believed")
     flags(guard, scenes=int, frames=int, device=str, bundle=str, out=str)
+    parts = command(evaluate, "ablations", _eval_ablations, "a bundle with one thing changed at a time")
+    flags(parts, bundle=str, device=str, out=str)
+    command(evaluate, "recipe", _eval_recipe, "a page of stages, variants, ablations and the paper's claims")
     bench = subjects(commands, "bench", "speed and memory")
     rooms = command(bench, "rooms", _bench_rooms, "frames/s, latency and memory of the Rooms world")
     flags(rooms, device=str, bundle=str, chunks=int, out=str)
@@ -164,6 +167,18 @@ def _eval_world(options: argparse.Namespace) -> None:
     from sanawm_env.evaluation.world import EvalWorld, command
 
     print(command(build(EvalWorld, "eval_world", options)))
+
+
+def _eval_ablations(options: argparse.Namespace) -> None:
+    from sanawm_env.evaluation.ablations import EvalAblations, command
+
+    print(command(build(EvalAblations, "eval_ablations", options)))
+
+
+def _eval_recipe(options: argparse.Namespace) -> None:
+    from sanawm_env.evaluation.recipe_report import Recipe, run
+
+    print(run(build(Recipe, "eval_recipe", options)))
 
 
 def _eval_guard(options: argparse.Namespace) -> None:

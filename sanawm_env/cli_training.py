@@ -21,6 +21,7 @@ def add_training(commands: Any) -> None:
     command(train, "rooms-refiner", _train, "a small refiner of a world's latents; writes it beside a bundle")
     command(train, "estimate", _train, "the memory in which a denoiser trains, on one GPU or several")
     command(train, "adapt", _train, "a bundle or a released model on episodes of your own; whole or by adapters")
+    command(train, "ablation", _train, "a small denoiser with a part missing or another; one line of figures")
     command(train, "smoke", _train, "every stage for a few steps on a CPU")
     cloning = command(train, "cloning", _train_cloning, "a policy from the demonstrations of an episode store")
     flags(cloning, device=str, out=str)

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 
 # What `run_stage` takes beside the fields of a stage's settings.
 STAGE_KEYS = {"device", "smoke", "autoencoder", "start"}
-STAGES = ("train_rooms", "train_estimate", "train_adapt")
+STAGES = ("train_rooms", "train_estimate", "train_adapt", "train_ablation")
 
 
 def config_classes() -> dict[str, type]:
@@ -35,14 +35,17 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.benchmarks.vector import BenchVector
     from sanawm_env.demo import DemoConfig
     from sanawm_env.demonstrations import Collect
+    from sanawm_env.evaluation.ablations import EvalAblations
     from sanawm_env.evaluation.drift_guard import EvalDriftGuard
     from sanawm_env.evaluation.parity import EvalPrecisionParity
+    from sanawm_env.evaluation.recipe_report import Recipe
     from sanawm_env.evaluation.transfer import EvalTransfer
     from sanawm_env.evaluation.world import EvalWorld
     from sanawm_env.generation.config import Generate
     from sanawm_env.policies.cloning_train import CloningTraining
     from sanawm_env.quantise import Quantize
     from sanawm_env.teleop import Teleop
+    from sanawm_env.training.ablation import AblationTraining
     from sanawm_env.training.adapt_settings import AdaptTraining
     from sanawm_env.training.autoencoder import AutoencoderTraining
     from sanawm_env.training.denoiser import BidirectionalTraining, DenoiserTraining, TeacherTraining
@@ -87,6 +90,9 @@ def config_classes() -> dict[str, type]:
         "train_estimate": Estimate,
         "train_ppo": PpoTraining,
         "train_adapt": AdaptTraining,
+        "train_ablation": AblationTraining,
+        "eval_ablations": EvalAblations,
+        "eval_recipe": Recipe,
         "record_rooms": RecordRooms,
     }
 

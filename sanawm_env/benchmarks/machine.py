@@ -91,13 +91,23 @@ def reset_peak(device: torch.device) -> None:
 
 
 def append_line(path: Path, report: Mapping[str, Any]) -> None:
-    """One JSON line more at the end of a file. StorageError if it cannot be written."""
+    """One JSON line more at the end of a file, to which other processes may append. StorageError if it cannot be
+    written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(report) + "\n")
+        with path.open("ab", buffering=0) as file:  # one write, so that lines of several processes stay whole
+            file.write(json.dumps(report).encode() + b"\n")
     except OSError as error:
         raise StorageError(f"cannot append to {path}: {error.strerror}; choose another file with out=PATH") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What `append_line` has written; nothing where there is no file. StorageError if it holds something else."""
+    try:
+        return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} cannot be read ({error}); give another file.") from error
 
 
 def _processor() -> str:

@@ -241,13 +241,18 @@ def _streaming(model: WorldModel, group: HeldOut, own: Dream) -> float:
 
 
 def _there_and_back(model: WorldModel, drives: HeldOut, returns: Sequence[int], progress: Progress) -> dict[str, Any]:
-    """PSNR of the frames at which the camera is back at its first pose, going out and back again and again."""
+    return _by_horizon(returned(model, drives, returns, progress), list(returns))
+
+
+def returned(model: WorldModel, drives: HeldOut, returns: Sequence[int], progress: Progress) -> Tensor:
+    """PSNR [B, returns] of the frames at which the camera is back at its first pose, going out and back again and
+    again. drives: there-and-back ones, of half the first of `returns`."""
     out = drives.poses[:, 1:]
     lap = torch.cat([out, out[:, :-1].flip(1), drives.poses[:, :1]], dim=1)
     poses = torch.cat([drives.poses[:, :1], *[lap] * (returns[-1] // returns[0])], dim=1)
     first = drives.truth(poses[:, :1]).rgb
     made = dream(model, first[:, 0], drives.seeds, poses, returns, progress).frames
-    return _by_horizon(psnr(made.to(first.device), first.expand(-1, len(returns), -1, -1, -1)), list(returns))
+    return psnr(made.to(first.device), first.expand(-1, len(returns), -1, -1, -1))
 
 
 def _by_horizon(values: Tensor, horizons: Sequence[int]) -> dict[str, float | None]:

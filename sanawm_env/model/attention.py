@@ -199,11 +199,10 @@ class SoftmaxAttention(SelfAttention):
         keys = self._keys(k, v, kc, vc, geometry.rotation, geometry.rays)
         sink = memory
         if chunks.opening:
-            first = slice(0, chunks.lengths[0])
-            sink = {f"sink_{name}": x[:, first] for name, x in keys.items()}
+            stored = keys
             if self.config.sink_span is not None:
-                still = self._keys(k, v, kc, vc, geometry.still_rotation, geometry.still_rays)
-                sink = {f"sink_{name}": x[:, first] for name, x in still.items()}
+                stored = self._keys(k, v, kc, vc, geometry.still_rotation, geometry.still_rays)
+            sink = self.opened_sink(stored, chunks)
         reader = WindowReader(self.config, geometry.position, chunks, keys, sink, memory, kept)
         scale = {"head": self.config.head_dim**-0.5, "pad128": (-(-self.config.head_dim // 128) * 128) ** -0.5}
         scales = [scale[name] for name in (self.config.switches.scale_main, self.config.switches.scale_camera)]
@@ -214,6 +213,10 @@ class SoftmaxAttention(SelfAttention):
             main = reader.attend(queries["q"], ("k",), ("v",), scales[0])
             camera = reader.attend(queries["qe"], ("ke",), ("ve",), scales[1])
         return main, geometry.rays.output(camera), reader.after() if collect else {}
+
+    def opened_sink(self, stored: dict[str, Tensor], chunks: ChunkGrid) -> Memory:
+        """The sink of worlds that a call opens, of its keys and values [B, T, S, N, D]: their first chunk."""
+        return {f"sink_{name}": x[:, : chunks.lengths[0]] for name, x in stored.items()}
 
     def _keys(
         self, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor, rotation: Rotation, rays: RayEncoding

@@ -173,6 +173,7 @@ class Run:
         told = {name: str(x) if isinstance(x, Path) else x for name, x in dataclasses.asdict(settings).items()}
         last_seed = settings.first_seed + SEEDS_A_RANK * (self.ranks.count - 1) + self.used_seeds - 1
         return {
+            "stage": type(settings).__name__.removesuffix("Training").lower(),
             "steps": self.step,
             "batch": settings.batch * self.ranks.count,
             "devices": self.ranks.count,

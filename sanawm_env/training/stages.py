@@ -16,6 +16,7 @@ from sanawm_env.errors import BackendError, ConfigError, nearest
 from sanawm_env.model.config import WorldConfig, rooms_config, tiny_config
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.initialise import initialise
+from sanawm_env.training.ablation import AblationTraining, ablation
 from sanawm_env.training.autoencoder import AutoencoderTraining, load_autoencoder, train_autoencoder
 from sanawm_env.training.clip_stage import ClipStage, many_steps, turned
 from sanawm_env.training.denoiser import (
@@ -63,6 +64,12 @@ SMOKE_CLIPS: dict[str, Any] = {
     "compiled": False,
     "log_seconds": 1.0,
     "validation_scenes": 2,
+}
+SMOKE_FORM: dict[str, Any] = {
+    "width": 32,
+    "depth": 2,
+    "long_latents": 7,
+    "judging": {"scenes": 2, "frames": 8, "back": 8, "back_scenes": 2, "pose_every": 0},
 }
 SMOKE_STEPS: dict[str, Any] = {"max_steps": 2, "schedule": {"steps": 4}}
 
@@ -156,6 +163,12 @@ def _rooms_refiner(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     return _finish(RefinerStage(training, str(start), model, ranks, earlier))
 
 
+def _ablation(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    smoke = bool(settings.pop("smoke", False))
+    base, _ = _from_bundle(settings)
+    return ablation(_read(AblationTraining, settings, SMOKE_CLIPS | SMOKE_FORM if smoke else {}), base, ranks)
+
+
 def _read(kind: type[T], given: Mapping[str, Any], instead: Mapping[str, Any]) -> T:
     """Settings of a stage. instead: values in place of defaults; a group that is given in part keeps the stage's own
     defaults for the rest.
@@ -240,4 +253,5 @@ STAGES: dict[str, Callable[[dict[str, Any], Ranks], dict[str, Any]]] = {
     "smoke": _smoke,
     "estimate": lambda settings, ranks: estimate(from_mapping(Estimate, settings)),
     "adapt": _adapt,
+    "ablation": _ablation,
 }
