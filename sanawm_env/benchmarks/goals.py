@@ -94,6 +94,8 @@ GOALS: tuple[Goal, ...] = (
          line="rooms cuda", paths=_worlds(precision="bf16", batch=256, decode=True)),
     Goal(what="Rooms on two CPU cores with native bf16, decoded", unit="frames/s", goal=10, at_least=True,
          line="rooms cpu", paths=_worlds(precision="bf16", batch=1, decode=True)),
+    Goal(what="training of Rooms' denoiser, compiled against plain torch", unit="x", goal=1.5, at_least=True,
+         line="training", paths=(("speedup",),)),
 )  # fmt: skip
 
 
