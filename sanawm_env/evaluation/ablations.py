@@ -148,7 +148,7 @@ def _loaded(config: EvalAblations, **given: Any) -> WorldModel:
 def _rows() -> dict[str, Row]:
     rows = {"as it is": Row(group="as it is", what="the bundle", open=_plain)}
     for count in (1, 2, 4, 8, 16):
-        rows[f"steps {count}"] = Row(group="steps", what=f"{count} sampling steps", open=partial(_steps, count))
+        rows[f"steps {count}"] = Row(group="steps", what=f"sampling steps: {count}", open=partial(_steps, count))
     for name in ("forgetful", "linear", "no_sink", "no_convolution", "no_ucpe", "no_plucker", "no_ucpe+no_plucker"):
         what = " and ".join(FORMS[one].what for one in name.split("+"))
         rows[name] = Row(group="parts", what=what, open=partial(_form, name))

@@ -25,10 +25,10 @@ from sanawm_env.world import WorldModel
 HORIZONS = (8, 32, 64)
 GROUPS = {"cpu": 4, "cuda": 16}  # rooms of a batch
 MEASURES = (
-    Measure("psnr_8", "PSNR, visible pixels, 8 frames ahead, dB", 2),
-    Measure("psnr_32", "32 frames ahead, dB", 2),
-    Measure("psnr_64", "64 frames ahead, dB", 2),
-    Measure("sharpness_unseen", "sharpness over the truth's where frame 0 has not seen", 3, ideal=1.0),
+    Measure("psnr_8", "PSNR of visible pixels, 8 frames ahead, dB", 2),
+    Measure("psnr_32", "PSNR, 32 frames ahead, dB", 2),
+    Measure("psnr_64", "PSNR, 64 frames ahead, dB", 2),
+    Measure("sharpness_unseen", "sharpness of unseen areas over the truth's", 3, ideal=1.0),
     Measure("back", "PSNR back at frame 0, dB", 2),
     Measure("rot_err_first", "RotErr, degrees", 2, -1),
     Measure("trans_err_first", "TransErr, m", 3, -1),

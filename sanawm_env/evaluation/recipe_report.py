@@ -262,7 +262,7 @@ def _plot(found: Measured, target: Path) -> None:
             axes.plot([], [], "o", color=colour, label=BY_KEY[key].label)
         axes.axvline(0, color="0.6", linewidth=1)
         axes.set_yticks(range(len(shown)), [x if rows.get(x) else f"{x} ({NOT_MEASURED})" for x in shown], fontsize=8)
-        axes.invert_yaxis()
+        axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set(title=title, xlabel=f"difference to '{base}', dB")
         axes.grid(axis="x", color="0.93")
     axes.legend(loc="best", frameon=False, fontsize=8)
