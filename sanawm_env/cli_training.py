@@ -22,7 +22,7 @@ def add_training(commands: Any) -> None:
     command(train, "estimate", _train, "the memory in which a denoiser trains, on one GPU or several")
     command(train, "adapt", _train, "a bundle or a released model on episodes of your own; whole or by adapters")
     command(train, "ablation", _train, "a small denoiser with a part missing or another; one line of figures")
-    command(train, "smoke", _train, "every stage for a few steps on a CPU")
+    command(train, "recipe", _train, "every stage from nothing to the bundles that ship; goes on where it was stopped")
     cloning = command(train, "cloning", _train_cloning, "a policy from the demonstrations of an episode store")
     flags(cloning, device=str, out=str)
     ppo = command(train, "ppo", _train_ppo, "a policy, by PPO in the dream or in the truth")

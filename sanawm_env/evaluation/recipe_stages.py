@@ -12,10 +12,9 @@ from sanawm_env.refiner_bundle import DESCRIPTION as REFINER
 
 LIMIT = 40 * 2**20  # bytes of all bundles together
 VARIANTS = {
-    "rooms": "distilled, what ships first",
+    "rooms": "distilled, what is opened by default",
     "rooms-teacher": "many steps",
     "rooms-refiner": "refiner of its latents",
-    "rooms-nvfp4": "distilled, 4-bit weights",
 }
 NOT_THERE = "not made yet"
 

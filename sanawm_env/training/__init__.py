@@ -7,7 +7,7 @@ from typing import Any
 
 
 def run_stage(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs a stage of stages.py, such as "rooms-denoiser" or "smoke" (which says what the mapping holds)."""
+    """Runs a stage of stages.py, such as "rooms-denoiser" or "recipe" (which says what the mapping holds)."""
     from sanawm_env.training.stages import run_stage as run  # torch and diffusers are loaded only by whoever trains
 
     return run(name, mapping)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +30,7 @@ from sanawm_env.training.estimate import Estimate, estimate
 from sanawm_env.training.frames import Picture
 from sanawm_env.training.ode import OdeStage, OdeTraining
 from sanawm_env.training.ranks import Ranks
+from sanawm_env.training.recipe import Recipe, follow
 from sanawm_env.training.refiner import RefinerStage, RefinerTraining
 from sanawm_env.world import WorldModel
 
@@ -215,23 +215,8 @@ def _beginning(settings: dict[str, Any], smoke: bool) -> tuple[WorldModel, dict[
     return WorldModel(world, initialise(Denoiser(world.denoiser)), autoencoder), {"autoencoder": origin}
 
 
-def _smoke(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """Every stage with tiny sizes, one after the other, in a folder that goes away unless `out` names one."""
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(str(settings.pop("out", scratch)))
-        if settings:
-            raise ConfigError(f"stage smoke takes no key {next(iter(settings))!r}; it knows out and device.")
-        first = str(out / "autoencoder")
-        figures = _rooms_autoencoder({"smoke": True, "out": first}, ranks)
-        figures |= _rooms_denoiser({"smoke": True, "out": str(out), "autoencoder": first}, ranks)
-        folders = {name: out / name for name in ("bidirectional", "teacher", "ode", "distill", "refiner")}
-        starts = {"bidirectional": out, "teacher": folders["bidirectional"], "ode": folders["teacher"]}
-        starts |= {"distill": folders["ode"], "refiner": folders["distill"]}
-        for name, folder in folders.items():
-            given = {"smoke": True, "out": str(folder), "start": str(starts[name] / "bundle")}
-            given |= {"real": str(folders["bidirectional"] / "bundle")} if name == "distill" else {}
-            figures[name] = STAGES[f"rooms-{name}"](given, ranks)
-        return figures
+def _recipe(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    return follow(from_mapping(Recipe, settings), lambda name, given: STAGES[name](given, ranks), ranks)
 
 
 def _adapt(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
@@ -250,7 +235,7 @@ STAGES: dict[str, Callable[[dict[str, Any], Ranks], dict[str, Any]]] = {
     "rooms-ode": _rooms_ode,
     "rooms-distill": _rooms_distill,
     "rooms-refiner": _rooms_refiner,
-    "smoke": _smoke,
+    "recipe": _recipe,
     "estimate": lambda settings, ranks: estimate(from_mapping(Estimate, settings)),
     "adapt": _adapt,
     "ablation": _ablation,

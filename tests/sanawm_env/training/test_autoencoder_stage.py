@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from sanawm_env import bundle
 from sanawm_env.errors import BackendError, BundleError, ConfigError
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.config import tiny_config
@@ -149,34 +146,10 @@ def test_unknown_stages_keys_and_devices_are_named(tmp_path: Path, monkeypatch: 
         run_stage("rooms-denoiser", {"out": str(tmp_path)})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendError, match="device=cpu"):
-        run_stage("smoke", {"device": "cuda"})
+        run_stage("recipe", {"device": "cuda"})
 
 
 def test_main_reports_errors_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nothing"]) == 1
     assert capsys.readouterr().err.startswith("ConfigError: stage is 'nothing'")
     assert main([]) == 0
-
-
-@pytest.mark.slow
-def test_every_stage_in_miniature(tmp_path: Path) -> None:
-    figures = run_stage("smoke", {"out": str(tmp_path), "device": "cpu"})
-    first = json.loads((Path(figures["bundle"]) / "bundle.json").read_text())
-    assert len(first["provenance"]["denoiser"]) == 1
-    for name in ("bidirectional", "teacher", "ode", "distill"):
-        model = bundle.load(figures[name]["bundle"], device="cpu", precision="fp32")
-        assert model.config.variant == (name if name in ("bidirectional", "teacher") else "distilled")
-        assert np.isfinite(list(figures[name].values())[2:]).all()
-    told = json.loads((Path(figures["distill"]["bundle"]) / "bundle.json").read_text())
-    assert len(told["provenance"]["denoiser"]) == 5 and told["name"] == "tiny"
-    assert bundle.load(figures["refiner"]["bundle"], device="cpu", precision="fp32", refiner=True).refiner is not None
-    # A bundle is where another run may start; it carries on what is known of the weights.
-    told = {"start": figures["bundle"], "out": str(tmp_path / "on"), "smoke": True, "device": "cpu"}
-    again = run_stage("rooms-denoiser", told | {"first_seed": 500})
-    second = json.loads((Path(again["bundle"]) / "bundle.json").read_text())
-    assert second["provenance"]["denoiser"][0] == first["provenance"]["denoiser"][0]
-    assert second["provenance"]["denoiser"][1]["training_seeds"][0] == 500
-    assert second["provenance"]["autoencoder"] == first["provenance"]["autoencoder"]
-    assert second["files"] != first["files"]
-    with pytest.raises(ConfigError, match="start and autoencoder"):
-        run_stage("rooms-denoiser", told | {"autoencoder": str(tmp_path / "autoencoder")})

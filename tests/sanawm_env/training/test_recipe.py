@@ -1,0 +1,88 @@
+"""Every stage in miniature, in the order of the recipe: stopped, gone on with, and shipped as the package has it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sanawm_env import bundle
+from sanawm_env.errors import BundleError, ConfigError
+from sanawm_env.training import run_stage, stages
+from sanawm_env.training.recipe import DONE, MINUTES, Recipe
+
+
+def told(folder: Path, name: str = "bundle") -> dict[str, Any]:
+    described: dict[str, Any] = json.loads((folder / name / "bundle.json").read_text())
+    return described
+
+
+@pytest.mark.slow
+def test_every_stage_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, asked = tmp_path / "recipe", {"smoke": True, "out": str(tmp_path / "recipe"), "device": "cpu"}
+
+    def stopped(*_: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(stages.STAGES, "rooms-ode", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("recipe", asked)
+    monkeypatch.undo()
+    before = {name: (out / name / DONE).stat().st_mtime_ns for name in ("autoencoder", "denoiser", "teacher")}
+    assert not (out / "ode" / DONE).exists() and not (out / "bundles").exists()
+    figures = run_stage("recipe", asked)
+    assert {name: (out / name / DONE).stat().st_mtime_ns for name in before} == before  # those were not run again
+    assert list(figures) == [*MINUTES, "bundles"]
+
+    for name in ("bidirectional", "teacher", "ode", "distill"):
+        model = bundle.load(figures[name]["bundle"], device="cpu", precision="fp32")
+        assert model.config.variant == (name if name in ("bidirectional", "teacher") else "distilled")
+        assert np.isfinite(list(figures[name].values())[2:]).all()
+    _check_bundles(out / "bundles", figures["bundles"])
+    _check_going_on(out, figures["denoiser"]["bundle"])
+    # Another schedule is another run, and too large a result is refused.
+    with pytest.raises(ConfigError, match="autoencoder was done with other seed"):
+        run_stage("recipe", asked | {"settings": {"autoencoder": {"seed": 3}}})
+    with pytest.raises(BundleError, match="set fewer bits"):
+        run_stage("recipe", asked | {"limit": 0.1})
+
+
+def _check_bundles(folder: Path, sizes: dict[str, float]) -> None:
+    """They open as variants of one another, and say how they were made."""
+    assert set(sizes) == {"rooms", "rooms-teacher", "rooms-refiner"} and sum(sizes.values()) < 2
+    assert bundle.load(folder / "rooms", device="cpu", precision="fp32", refiner=True).refiner is not None
+    teacher = bundle.load(folder / "rooms", device="cpu", precision="fp32", variant="teacher")
+    assert teacher.config.variant == "teacher" and not list((folder / "rooms-teacher").glob("autoencoder-*"))
+    made = [one["stage"] for one in told(folder, "rooms")["provenance"]["denoiser"]]
+    assert made == ["denoiser", "bidirectional", "teacher", "ode", "distill"]
+    assert told(folder, "rooms")["provenance"]["autoencoder"]["stage"] == "autoencoder"
+
+
+def _check_going_on(out: Path, start: str) -> None:
+    """A bundle is where another run may start; it carries on what is known of the weights."""
+    asked = {"start": start, "out": str(out / "on"), "smoke": True, "device": "cpu"}
+    first = told(out / "denoiser")
+    again = run_stage("rooms-denoiser", asked | {"first_seed": 500})
+    second = json.loads((Path(again["bundle"]) / "bundle.json").read_text())
+    assert second["provenance"]["denoiser"][0] == first["provenance"]["denoiser"][0]
+    assert second["provenance"]["denoiser"][1]["training_seeds"][0] == 500
+    assert second["provenance"]["autoencoder"] == first["provenance"]["autoencoder"]
+    assert second["files"] != first["files"]
+    with pytest.raises(ConfigError, match="start and autoencoder"):
+        run_stage("rooms-denoiser", asked | {"autoencoder": str(out / "autoencoder")})
+
+
+def test_minutes_are_those_of_the_whole_stage() -> None:
+    given = Recipe(minutes={"ode": 2.0}, settings={"ode": {"seed": 4}}, rooms="denoiser").given
+    assert given("ode")["minutes"] == given("ode")["total_minutes"] == 2.0 and given("ode")["seed"] == 4
+    assert given("denoiser")["minutes"] == MINUTES["denoiser"] and "start" not in given("denoiser")
+    assert Path(given("refiner")["start"]).parts[-2:] == ("denoiser", "bundle")
+
+
+@pytest.mark.parametrize("wrong", [{"minutes": {"techer": 1.0}}, {"rooms": "teacher"}, {"bits": {"room": 8}}])
+def test_unknown_stages_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Recipe(**wrong)
