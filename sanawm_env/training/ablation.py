@@ -101,13 +101,15 @@ class AblationStage(DenoiserStage):
         self._broken = torch.tensor(torch.inf, device=self.device)  # first step whose loss is no number
 
     def step(self, bank: ClipBank, clips: Drawn, weight: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.operations:
+        first = not self.operations
+        if first:
             self.operations = self._count(bank, weight)
             reset_peak(self.device)
+        loss, norm = super().step(bank, clips, weight)
+        if first:  # what compiling and the first clips took is no budget
             synchronise(self.device)
             self._timed = [(time.monotonic(), self.run.step)]
-            self.run.clock.started = time.monotonic()  # what compiling and the first clips took is no budget
-        loss, norm = super().step(bank, clips, weight)
+            self.run.clock.started = time.monotonic()
         sound = torch.isfinite(loss) & torch.isfinite(norm)
         self._broken = torch.where(sound, self._broken, self._broken.clamp(max=self.run.step))
         if self.run.step % LOOKED_AT_EVERY == 0:
