@@ -23,7 +23,7 @@ parser.add_argument("--steps", type=int, default=800, help="of training")
 parser.add_argument("--device", default=None, help="cpu or cuda; the best there is if left out")
 args = parser.parse_args()
 # A clip of T latents is 1 + 4 (T - 1) frames. Few steps learn from few short episodes.
-episodes, latents, batch = (256, 17, 16) if args.steps >= 100 else (3, 5, 1)
+episodes, latents, batch = (256, 17, 16) if args.steps >= 100 else (2, 5, 1)
 frames = 4 * (latents - 1)
 
 for style, first_seed in (("night", 200_000_000), ("day", 300_000_000)):

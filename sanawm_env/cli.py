@@ -75,6 +75,8 @@ def parser() -> argparse.ArgumentParser:
     parts = command(evaluate, "ablations", _eval_ablations, "a bundle with one thing changed at a time")
     flags(parts, bundle=str, device=str, out=str)
     command(evaluate, "recipe", _eval_recipe, "a page of stages, variants, ablations and the paper's claims")
+    goals = command(evaluate, "goal-images", _eval_goals, "drive to where a picture was taken, by dreamed pictures")
+    flags(goals, scenes=int, batch=int, device=str, bundle=str, out=str)
     bench = subjects(commands, "bench", "speed and memory")
     rooms = command(bench, "rooms", _bench_rooms, "frames/s, latency and memory of the Rooms world")
     flags(rooms, device=str, bundle=str, chunks=int, out=str)
@@ -185,6 +187,13 @@ def _eval_guard(options: argparse.Namespace) -> None:
     from sanawm_env.evaluation.drift_guard import EvalDriftGuard, run
 
     print(json.dumps(run(build(EvalDriftGuard, "eval_drift_guard", options))))
+
+
+def _eval_goals(options: argparse.Namespace) -> None:
+    from sanawm_env.evaluation.goal_images import EvalGoalImages
+    from sanawm_env.evaluation.goal_images import command as drive
+
+    print(drive(build(EvalGoalImages, "eval_goal_images", options)))
 
 
 def _bench_rooms(options: argparse.Namespace) -> None:

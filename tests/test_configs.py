@@ -37,6 +37,7 @@ def config_classes() -> dict[str, type]:
     from sanawm_env.demonstrations import Collect
     from sanawm_env.evaluation.ablations import EvalAblations
     from sanawm_env.evaluation.drift_guard import EvalDriftGuard
+    from sanawm_env.evaluation.goal_images import EvalGoalImages
     from sanawm_env.evaluation.parity import EvalPrecisionParity
     from sanawm_env.evaluation.recipe_report import Recipe as RecipePage
     from sanawm_env.evaluation.transfer import EvalTransfer
@@ -73,6 +74,7 @@ def config_classes() -> dict[str, type]:
         "generate": Generate,
         "eval_precision_parity": EvalPrecisionParity,
         "eval_transfer": EvalTransfer,
+        "eval_goal_images": EvalGoalImages,
         "eval_world": EvalWorld,
         "eval_drift_guard": EvalDriftGuard,
         "bench_sana_wm": BenchSanaWM,
@@ -110,7 +112,7 @@ def test_every_yaml_belongs_to_a_dataclass() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("demo", "teleop", "eval_rooms", "eval_precision_parity", "eval_transfer"),
+        *("demo", "teleop", "eval_rooms", "eval_precision_parity", "eval_transfer", "eval_goal_images"),
         *("generate", "collect", "train_cloning"),
         *("bench_adapting", "bench_futures", "bench_kernels", "bench_logging", "bench_report", "bench_rooms"),
         *("bench_sana_wm", "bench_store", "bench_training", "train_ppo", "record_rooms"),

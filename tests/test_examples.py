@@ -18,6 +18,8 @@ EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("[0-9]*.py"))
 RELEASED = "03_sana_wm.py"  # the one that needs weights which are not in the package
 DRAWS_MUJOCO = "11_record_any_env.py"
 EXTRAS = {"07_ppo_in_the_dream.py": ("stable_baselines3", "rl"), "10_arm_camera.py": ("mujoco", "mujoco")}
+# On a CPU, futures are computed one after another.
+FEW = {"02_fork_and_plan.py": ["--futures", "3"], "09_mpc.py": ["--candidates", "2"]}
 MAX_LINES = 60
 
 
@@ -39,7 +41,8 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
     if name in EXTRAS:
         package, extra = EXTRAS[name]
         pytest.importorskip(package, reason=f"the extra `{extra}` is not installed")
-    assert run([str(ROOT / "examples" / name), "--steps", "2", "--device", "cpu"], tmp_path), "it should say something"
+    told = ["--steps", "2", "--device", "cpu", *FEW.get(name, [])]
+    assert run([str(ROOT / "examples" / name), *told], tmp_path), "it should say something"
 
 
 @pytest.mark.slow

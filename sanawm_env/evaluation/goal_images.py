@@ -1,142 +1,221 @@
-"""Goal-image navigation in Rooms: drive to where a picture was taken, knowing nothing but the picture.
+"""Goal-image navigation: how often a planner drives to where a picture was taken, knowing nothing but the picture.
 
-A planner sees the dream, forked where it stands; what it decides is done in the truth, which judges.
+`sanawm eval goal-images`. On a machine without the command line's packages:
+`PYTHONPATH=. python3 -m sanawm_env.evaluation.goal_images scenes=50 batch=10 device=cuda`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import torch
+from tqdm import tqdm
 
-from sanawm_env.actions import heading, level
+from sanawm_env.bare import run_bare
+from sanawm_env.benchmarks.machine import machine
+from sanawm_env.bundle_choice import BundleChoice
 from sanawm_env.errors import ConfigError
-from sanawm_env.policies.base import Policy
-from sanawm_env.rigid import about_vertical, homogeneous
-from sanawm_env.rooms import clearance, sample_scenes
+from sanawm_env.evaluation.goal_problems import GoalImages, Reached, drive_to, goal_images, solvable
+from sanawm_env.evaluation.held_out import FIRST_SEED, SEEDS_EACH
+from sanawm_env.evaluation.intervals import wilson
+from sanawm_env.evaluation.judged_lines import JudgedLines, Line
+from sanawm_env.evaluation.sheet import save_sheet, stacked
+from sanawm_env.placement import Precision
+from sanawm_env.policies.cem import ICEM, ICEMConfig
+from sanawm_env.policies.costs import GoalImageCost, GoalLatentCost
+from sanawm_env.truth import RoomsTruthVectorEnv
 from sanawm_env.vector_env import SanaWMVectorEnv
-from sanawm_env.wrappers.dream_beside import DreamBeside
+from sanawm_env.world import WorldModel
 
-FREE = 0.35  # metres that stay free along the straight line to a goal
-TRIES = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class GoalImages:
-    """Problems, one a row. seeds: of worlds, whose rooms and starts they are. starts, goals: poses [B, 4, 4]. pictures:
-    uint8 [B, H, W, 3], the truth seen from the goals."""
-
-    seeds: tuple[int, ...]
-    starts: np.ndarray
-    goals: np.ndarray
-    pictures: np.ndarray
+OPTIONS: dict[str, Any] = {"task": "drive", "frames": "none", "arrays": "torch"}  # a task that gives no goal away
+SHOWN = 8  # missed cases of a sheet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reached:
-    """What came of the problems: poses [B, 4, 4] and true pictures uint8 [B, H, W, 3] at the end; metres and degrees
-    [B] from the goal; collision [B]; success [B]: near enough in both, without a collision."""
+class EvalGoalImages(BundleChoice):
+    """What to try.
 
-    poses: np.ndarray
-    pictures: np.ndarray
-    metres: np.ndarray
-    degrees: np.ndarray
-    collision: np.ndarray
-    success: np.ndarray
-
-    @property
-    def rate(self) -> float:
-        """Share of successes."""
-        return float(self.success.mean())
-
-
-def goal_images(
-    truth: SanaWMVectorEnv,
-    seeds: Sequence[int],
-    *,
-    metres: tuple[float, float] = (0.8, 1.6),
-    aside: float = 15.0,
-    turn: float = 20.0,
-) -> GoalImages:
-    """Problems for the worlds of these seeds, one for each of the truth's, which is reset.
-
-    A goal lies so many metres from the start, at most `aside` degrees from where the camera looks, seen along a line
-    that is free; its view is turned from the start's by at most `turn` degrees. Each depends on its seed alone. Raises
-    ConfigError for a start before which there is no room for a goal.
+    bundle, variant, refiner: see `BundleChoice`. precision, device: of `bundle.load`. scenes: held-out problems, the
+    first so many that have a free goal. seed: of the held-out rooms. batch: worlds at a time, of which each has
+    planner.candidates futures (planner.at_once bounds these). planner: of iCEM. cost: of dreamed pictures or latents.
+    plan_in: the dream, or the truth, as a planner whose dreams are perfect. steps: until it must have arrived. near:
+    metres, degrees: what counts as arrived. out: JSON lines, one a scene; what is there is not driven again. Missed
+    cases are drawn in the folder of that name, and in a sheet beside it.
     """
-    _, info = truth.reset(seed=list(seeds))
-    starts = info["poses"][:, -1]
-    rooms = sample_scenes(info["room"].tolist())
-    drawn = np.stack([np.random.default_rng([seed, 4]).uniform(-1, 1, (TRIES, 3)) for seed in seeds])
-    away = metres[0] + (drawn[..., 0] + 1) / 2 * (metres[1] - metres[0])
-    bearing = heading(starts)[:, None] + np.radians(aside) * drawn[..., 1]
-    shift = away[..., None] * level(bearing)
-    line = starts[:, None, None, :3, 3] + np.linspace(0, 1, 16)[:, None] * shift[:, :, None]
-    free = clearance(rooms, torch.from_numpy(line.reshape(len(starts), -1, 3))).numpy().reshape(line.shape[:3])
-    # The start may itself be close to something; nearer than that the line must not come.
-    fits = (free >= np.minimum(FREE, free[:, :, :1])).all(axis=2) & (free[..., -1] >= FREE)
-    if not fits.any(axis=1).all():
-        world = int(np.flatnonzero(~fits.any(axis=1))[0])
+
+    precision: Precision = "auto"
+    device: str | None = None
+    scenes: int = 50
+    seed: int = 0
+    batch: int = 10
+    planner: ICEMConfig = ICEMConfig(horizon=3, candidates=32, iterations=3)
+    cost: Literal["image", "latent"] = "image"
+    plan_in: Literal["dream", "truth"] = "dream"
+    steps: int = 8
+    near: float = 0.3
+    degrees: float = 15.0
+    out: Path = Path("outputs/eval/goal_images.jsonl")
+
+    def __post_init__(self) -> None:
+        for name in ("scenes", "batch", "steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, allowed is a whole number >= 1.")
+        if self.plan_in == "truth" and self.cost == "latent":
+            raise ConfigError("plan_in is 'truth', which has no latents for cost 'latent'; allowed is cost 'image'.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results(JudgedLines):
+    """setup: on what all were tried. lines: a scene each."""
+
+    BENCHMARK = "goal-images"
+    KEYS = frozenset({"seed", "success", "collision", "metres", "degrees"})
+
+    def figures(self) -> dict[str, Any]:
+        """How many arrived, with Wilson's 95 % interval, and why the others did not, in the order asked: a collision,
+        too far away, looking elsewhere. Medians over all scenes."""
+        hits, near = sum(line["success"] for line in self.lines), self.setup["near"]
+        missed = dict.fromkeys(("collision", "too far", "turned away"), 0)
+        for line in self.lines:
+            if not line["success"]:
+                away = "too far" if line["metres"] > near else "turned away"
+                missed["collision" if line["collision"] else away] += 1
+        medians = {name: float(np.median([line[name] for line in self.lines])) for name in ("metres", "degrees")}
+        return {
+            "scenes": len(self.lines),
+            "success": hits,
+            "rate": round(hits / len(self.lines), 4),
+            "interval": [round(end, 4) for end in wilson(hits, len(self.lines))],
+            "missed": missed,
+            "missed_seeds": [line["seed"] for line in self.lines if not line["success"]],
+            "median_metres": round(medians["metres"], 3),
+            "median_degrees": round(medians["degrees"], 2),
+        }
+
+
+def run(config: EvalGoalImages, model: WorldModel | None = None) -> Results:
+    """Drives what `config.out` does not have yet, and returns all that it then has. Each group of scenes is written
+    when it is done, so that an interrupted run goes on where it was.
+
+    model: in the place of the bundle's. ConfigError: the file is of another setup.
+    """
+    model = config.load(device=config.device, precision=config.precision) if model is None else model
+    results = _opened(config, model)
+    done = {line["seed"] for line in results.lines}
+    todo = [seed for seed in _seeds(config, model) if seed not in done]
+    with tqdm(total=len(todo) * config.steps, unit="step", desc="eval goal-images", disable=None) as bar:
+        for first in range(0, len(todo), config.batch):
+            group = todo[first : first + config.batch]
+            began = time.perf_counter()
+            problems, starts, reached = _driven(config, model, group, bar)
+            seconds = round((time.perf_counter() - began) / len(group), 2)
+            results.lines.extend(_line(problems, reached, row) | {"seconds": seconds} for row in range(len(group)))
+            _draw_missed(config, problems, starts, reached)
+            results.setup.update(machine(model.device))
+            results.write(config.out)
+    _draw_sheet(config, results)
+    return results
+
+
+def _opened(config: EvalGoalImages, model: WorldModel) -> Results:
+    """Results to go on with, or new ones."""
+    asked = {name: getattr(config, name) for name in ("seed", "cost", "plan_in", "steps", "near", "degrees", "refiner")}
+    told = {"benchmark": Results.BENCHMARK, "world": model.fingerprint, **asked, "planner": asdict(config.planner)}
+    if not config.out.exists():
+        return Results(setup=told, lines=[])
+    before = Results.read(config.out)
+    if known := {name: before.setup.get(name) for name in told if before.setup.get(name) != told[name]}:
         raise ConfigError(
-            f"world {world} (seed {seeds[world]}) has no free goal {metres[0]} .. {metres[1]} m ahead; leave the seed "
-            "out, or ask for nearer goals."
+            f"{config.out} was made with {known}, asked for is { {name: told[name] for name in known} }; choose "
+            "another file with out=."
         )
-    rows, first = np.arange(len(starts)), fits.argmax(axis=1)
-    turned = about_vertical(np.radians(turn) * drawn[rows, first, 2])
-    goals = homogeneous(turned @ starts[:, :3, :3], starts[:, :3, 3] + shift[rows, first])
-    truth.reset(seed=list(seeds), options={"scene": info["room"].tolist(), "pose": goals})
-    return GoalImages(seeds=tuple(seeds), starts=starts, goals=goals, pictures=_pictures(truth))
+    return before
 
 
-def drive_to(
-    policy: Policy[Any],
-    problems: GoalImages,
-    truth: SanaWMVectorEnv,
-    dream: SanaWMVectorEnv,
-    *,
-    steps: int,
-    near: float = 0.3,
-    degrees: float = 15.0,
-    progress: Callable[[int, int], None] = lambda step, steps: None,
-) -> Reached:
-    """Drives to the goals by a policy, in so many steps, and says who ended near enough.
+def _seeds(config: EvalGoalImages, model: WorldModel) -> list[int]:
+    """The first seeds of the held-out rooms that have a free goal."""
+    truth, found = RoomsTruthVectorEnv(config.batch, model, **OPTIONS), list[int]()
+    first = FIRST_SEED + config.seed * SEEDS_EACH
+    while len(found) < config.scenes:
+        found += solvable(truth, list(range(first, first + config.batch)))
+        first += config.batch
+    truth.close()
+    return found[: config.scenes]
 
-    truth, dream: B worlds with a task that gives no goal away ("drive"); the policy was made with the dream. near, in
-    metres, and degrees: what counts as arrived at the last step. progress: called after each step.
-    """
-    worlds = DreamBeside(truth, dream)
-    observation, info = worlds.reset(seed=list(problems.seeds))
-    state = policy.initial_state(worlds.num_envs)
-    poses, pictures = info["poses"][:, -1], _pictures(truth)
-    collision = np.zeros(len(poses), bool)
-    for step in range(steps):
-        actions, state = policy.act(observation, state)
-        observation, _, terminated, _, info = worlds.step(actions)
-        # After a collision a world steps on; what counts is where it hit.
-        poses = np.where(collision[:, None, None], poses, info["poses"][:, -1])
-        pictures = np.where(collision[:, None, None, None], pictures, _pictures(truth))
-        collision = collision | terminated
-        progress(step + 1, steps)
-    apart = np.linalg.norm(poses[:, :3, 3] - problems.goals[:, :3, 3], axis=1)
-    angle = np.degrees(np.abs(_wrapped(heading(poses) - heading(problems.goals))))
-    return Reached(
-        poses=poses,
-        pictures=pictures,
-        metres=apart,
-        degrees=angle,
-        collision=collision,
-        success=(apart <= near) & (angle <= degrees) & ~collision,
+
+def _driven(
+    config: EvalGoalImages, model: WorldModel, seeds: Sequence[int], bar: Any
+) -> tuple[GoalImages, np.ndarray, Reached]:
+    """Problems, true pictures at their starts [B, H, W, 3], and what came of them."""
+    truth = RoomsTruthVectorEnv(len(seeds), model, **OPTIONS)
+    kind = SanaWMVectorEnv if config.plan_in == "dream" else RoomsTruthVectorEnv
+    dream = kind(len(seeds), model, **OPTIONS)
+    problems = goal_images(truth, seeds)
+
+    def progress(step: int, steps: int) -> None:
+        bar.update(len(seeds))
+
+    truth.reset(seed=list(seeds))
+    seen = truth.last_output[0]
+    assert seen is not None
+    pictures = problems.pictures
+    cost = GoalImageCost(pictures) if config.cost == "image" else GoalLatentCost(dream, pictures)
+    reached = drive_to(
+        ICEM(dream, cost, config.planner),
+        problems,
+        truth,
+        dream,
+        steps=config.steps,
+        near=config.near,
+        degrees=config.degrees,
+        progress=progress,
     )
+    for env in (truth, dream):
+        env.close()
+    return problems, seen[:, -1].cpu().numpy(), reached
 
 
-def _pictures(worlds: SanaWMVectorEnv) -> np.ndarray:
-    frames = worlds.last_output[0]
-    assert frames is not None
-    return frames[:, -1].cpu().numpy()
+def _line(problems: GoalImages, reached: Reached, row: int) -> Line:
+    away = np.linalg.norm(problems.goals[row, :3, 3] - problems.starts[row, :3, 3])
+    return {
+        "seed": int(problems.seeds[row]),
+        "success": bool(reached.success[row]),
+        "collision": bool(reached.collision[row]),
+        "metres": round(float(reached.metres[row]), 4),
+        "degrees": round(float(reached.degrees[row]), 2),
+        "metres_at_start": round(float(away), 4),
+    }
 
 
-def _wrapped(angle: np.ndarray) -> np.ndarray:
-    return (angle + np.pi) % (2 * np.pi) - np.pi
+def _draw_missed(config: EvalGoalImages, problems: GoalImages, starts: np.ndarray, reached: Reached) -> None:
+    """A file for each problem that was not solved: start, goal and end, as they are in truth, side by side."""
+    for row in np.flatnonzero(~reached.success):
+        parts = [starts[row], problems.pictures[row], reached.pictures[row]]
+        path = config.out.with_suffix("") / f"{problems.seeds[row]}.png"
+        save_sheet(stacked([np.concatenate(parts, axis=1)]), path)
+
+
+def _draw_sheet(config: EvalGoalImages, results: Results) -> None:
+    """The first missed cases in one picture; none where all arrived."""
+    from PIL import Image
+
+    folder, seeds = config.out.with_suffix(""), results.figures()["missed_seeds"][:SHOWN]
+    rows = [np.asarray(Image.open(folder / f"{seed}.png")) for seed in seeds if (folder / f"{seed}.png").exists()]
+    if rows:
+        save_sheet(stacked(rows), config.out.with_suffix(".png"))
+
+
+def command(config: EvalGoalImages) -> str:
+    """What both command lines do; one line of JSON."""
+    results = run(config)
+    return json.dumps(results.setup | results.figures() | {"out": str(config.out)})
+
+
+if __name__ == "__main__":
+    sys.exit(run_bare(EvalGoalImages, command, sys.argv[1:]))

@@ -41,6 +41,12 @@ def contact_sheet(truth: np.ndarray, dream: np.ndarray, frames: Sequence[int]) -
     return sheet
 
 
+def stacked(rows: Sequence[np.ndarray]) -> Image.Image:
+    """One picture of rows uint8 [H, W, 3] of one width, below one another."""
+    gap = np.full((MARGIN, rows[0].shape[1], 3), BACKGROUND, np.uint8)
+    return Image.fromarray(np.concatenate([part for row in rows for part in (row, gap)][:-1]))
+
+
 def save_sheet(sheet: Image.Image, path: str | Path) -> Path:
     """Writes the sheet as PNG, whole or not at all; makes the folder. Raises StorageError."""
     path = Path(path)

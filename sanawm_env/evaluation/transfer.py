@@ -42,7 +42,8 @@ class EvalTransfer:
     policies: by name; baselines: likewise, those that are always there. scenes: held-out ones whose goal is seen at the
     start. task: "goto" or a mapping of its fields. batch: worlds at a time. bundle, device, precision: of
     `bundle.load`. out: JSON lines, one a policy and place; what is there is not judged again. report: judge nothing,
-    write the page from `out`. page: in Markdown; its picture lies in `media` beside it.
+    write the page from `out`. page: in Markdown; its pictures lie in `media` beside it. goal_images: what
+    `sanawm eval goal-images` wrote, which the page tells too where it is there.
     """
 
     policies: dict[str, PolicySpec] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class EvalTransfer:
     out: Path = Path("outputs/eval/transfer.jsonl")
     report: bool = False
     page: Path = Path("examples/transfer.md")
+    goal_images: Path = Path("outputs/eval/goal_images.jsonl")
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.scenes < 1:
@@ -187,7 +189,7 @@ def command(config: EvalTransfer) -> str:
     from sanawm_env.evaluation.transfer_report import summary, write
 
     if config.report:
-        return str(write(read(config.out), config.page))
+        return str(write(read(config.out), config.page, config.goal_images))
     return summary(run(config, progress=lambda text: print(text, file=sys.stderr, flush=True)))
 
 

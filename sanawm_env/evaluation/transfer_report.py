@@ -9,6 +9,7 @@ from pathlib import Path
 from sanawm_env.canvas import canvas
 from sanawm_env.datasets.atomic import appearing
 from sanawm_env.errors import ConfigError
+from sanawm_env.evaluation.goal_images_report import section as goal_section
 from sanawm_env.evaluation.transfer import Results
 from sanawm_env.evaluation.transfer_figures import Figure, Pair, Ran, agreement, correlation, pairs, ratios
 
@@ -56,26 +57,28 @@ Alike: share of the scenes that end alike, success or not, in dream and truth.
 Rank correlation (Spearman) of success in the dream with success in the truth:
 
 {correlations}
-
+{goal_images}
 Measured:
 
 {sources}
 """
 
 
-def write(results: Results, page: Path) -> Path:
-    """Writes the page and its picture, and returns the page. ConfigError: no policy was judged in both places."""
+def write(results: Results, page: Path, goal_images: Path | None = None) -> Path:
+    """Writes the page and its pictures, and returns the page. goal_images: what `sanawm eval goal-images` wrote, told
+    where it is there. ConfigError: no policy was judged in both places."""
     found = _found(results)
     picture = page.with_name("media") / f"{page.stem}.png"
     with appearing(picture) as draft:
         _plot(found, draft)
+    goals = "" if goal_images is None or not goal_images.exists() else goal_section(goal_images, picture.parent)
     with appearing(page) as draft:
-        draft.write_text(text(results, f"media/{picture.name}"), encoding="utf-8")
+        draft.write_text(text(results, f"media/{picture.name}", goals), encoding="utf-8")
     return page
 
 
-def text(results: Results, picture: str) -> str:
-    """The page in Markdown."""
+def text(results: Results, picture: str, goal_images: str = "") -> str:
+    """The page in Markdown. goal_images: a section of it."""
     found, told = _found(results), results.setup["found"]
     seeing = sum(pair.pictures for pair in found)
     return PAGE.format(
@@ -88,6 +91,7 @@ def text(results: Results, picture: str) -> str:
         dream=_table([pair.dream for pair in found], found, [agreement(pair) for pair in found]),
         ratios=_ratios(found),
         correlations=_correlations(found),
+        goal_images=goal_images,
         sources="\n".join(_sources(results)),
     )
 

@@ -228,12 +228,13 @@ class ClipStage(ABC):
         path = torch.from_numpy(np.ascontiguousarray(plan_paths(seeds, frames, self.world.fps)))
         intrinsics = torch.tensor(self.world.intrinsics, device=self.device)
         size = (self.world.height, self.world.width)
-        truth = render(sample_scenes(seeds, device=self.device), path.float().to(self.device), intrinsics, size).rgb
         shown = [k for k in (8, 32, 64) if k <= frames]
+        seen = path[:, [0, *shown]].float().to(self.device)
+        truth = render(sample_scenes(seeds, device=self.device), seen, intrinsics, size).rgb
         with self.run.autocast():
             told = {"text": repeated(self.text, len(seeds))} if self.text else {}
             made = dream(model, truth[:, 0], seeds, path, shown, lambda done: None, **told).frames
-        error = (made.float() - truth[:, shown].float()).square().mean((2, 3, 4))
+        error = (made.float() - truth[:, 1:].float()).square().mean((2, 3, 4))
         psnr = (10 * torch.log10(255**2 / error)).mean(0).tolist()
         return {f"psnr_{k}": round(value, 2) for k, value in zip(shown, psnr, strict=True)}
 
