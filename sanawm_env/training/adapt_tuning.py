@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,7 +17,7 @@ from sanawm_env.training.adapt_latents import FilmedClips
 from sanawm_env.training.adapt_settings import AdaptTraining
 from sanawm_env.training.clip_stage import compile_blocks
 from sanawm_env.training.latents import clip_conditioning
-from sanawm_env.training.objective import Levels, clip_loss, mixture_loss, rooted, streamed_loss, velocity
+from sanawm_env.training.objective import AmongLevels, Levels, clip_loss, mixture_loss, rooted, streamed_loss, velocity
 from sanawm_env.training.ranks import Ranks
 from sanawm_env.training.run import Run
 from sanawm_env.training.scaling import Scaling
@@ -116,7 +115,7 @@ class Tuning:
         wide = self.denoiser.dtype == torch.float32
         return self.run.autocast() if wide else contextlib.nullcontext()
 
-    def _streamed(self) -> Levels:
+    def _streamed(self) -> Levels | AmongLevels:
         # A student of few steps that predicts velocities is asked at its own levels alone.
         few = self.config.denoiser.prediction == "velocity"
-        return dataclasses.replace(self.settings.levels, among=self.config.timesteps) if few else self.settings.levels
+        return AmongLevels(self.config.timesteps) if few else self.settings.levels

@@ -169,7 +169,7 @@ class DistillStage(ClipStage):
                 error, _ = streamed_loss(self.whole, clean, history, given, chunks, among, weight)
                 self._seen["truth"] = error.detach()
                 loss = loss + self.settings.truth * error
-        self._rollouts.append(Clips(made.detach(), clips.poses))
+        self._rollouts.append(Clips(made.detach(), clips.poses, text=clips.text))
         return self.run.descend(loss)
 
     def _rollout(self, clips: Drawn) -> Tensor:

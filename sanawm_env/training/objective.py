@@ -33,15 +33,13 @@ Measure = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 class Levels:
     """Law of the noise levels. full_share: share of draws (of the mixture: of its anchors) at 1000, where sampling
     starts. shift: flow shift of the others. law: of those before the shift; the mixture's anchors are logit-normal.
-    shares: of the mixture's modes, as `chunk_mixture` lists them; the paper's are 0.1, 0.4, 0.4, 0.1. among: draw only
-    these, each as often, in place of shift and law; the mixture does not look at it.
+    shares: of the mixture's modes, as `chunk_mixture` lists them; the paper's are 0.1, 0.4, 0.4, 0.1.
     """
 
     full_share: float = 0.35
     shift: float = 2.0
     law: Literal["uniform", "logit_normal"] = "uniform"
     shares: tuple[float, float, float, float] = (0.15, 0.2, 0.3, 0.35)
-    among: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.full_share <= 1 or self.shift <= 0 or min(self.shares) < 0 or not sum(self.shares):
@@ -52,9 +50,6 @@ class Levels:
 
     def draw(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Integer levels 1 .. 1000 as floats."""
-        if self.among:
-            known = torch.tensor(self.among, device=device, dtype=torch.float32)
-            return known[torch.randint(len(known), shape, device=device)]
         uniform = self.law == "uniform"
         u = torch.rand(shape, device=device) if uniform else torch.sigmoid(torch.randn(shape, device=device))
         level = (1000 * self.shift * u / (1 + (self.shift - 1) * u)).floor().clamp(1, 1000)

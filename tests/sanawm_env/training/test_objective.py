@@ -15,6 +15,7 @@ from sanawm_env.model.config import DenoiserConfig
 from sanawm_env.model.denoiser import Denoiser, last_memory
 from sanawm_env.model.initialise import initialise, randomise
 from sanawm_env.training.objective import (
+    AmongLevels,
     Levels,
     blank_memory,
     chunk_mixture,
@@ -108,7 +109,7 @@ def test_gradients_reach_every_used_weight() -> None:
 
 
 def test_levels_of_a_few_are_drawn_alone() -> None:
-    drawn = Levels(among=(1000, 600), full_share=0.0).draw((400,), torch.device("cpu"))
+    drawn = AmongLevels((1000, 600)).draw((400,), torch.device("cpu"))
     assert set(drawn.tolist()) == {1000.0, 600.0} and 150 < int((drawn == 600).sum()) < 250
 
 
