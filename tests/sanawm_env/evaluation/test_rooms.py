@@ -163,7 +163,7 @@ def test_returns_are_whole_laps_of_whole_chunks(model: WorldModel, returns: tupl
 def test_command_refuses_what_it_does_not_know(
     argument: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: WorldModel
 ) -> None:
-    monkeypatch.setattr("sanawm_env.evaluation.command.load", lambda *_, **__: model)
+    monkeypatch.setattr("sanawm_env.evaluation.command.EvalRooms.load", lambda *_, **__: model)
     assert bare.main([argument]) == 2
     assert message in capsys.readouterr().err
 
@@ -171,7 +171,7 @@ def test_command_refuses_what_it_does_not_know(
 def test_command_ends_with_one_json_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: WorldModel
 ) -> None:
-    monkeypatch.setattr("sanawm_env.evaluation.command.load", lambda *_, **__: model)
+    monkeypatch.setattr("sanawm_env.evaluation.command.EvalRooms.load", lambda *_, **__: model)
     monkeypatch.setattr("sanawm_env.evaluation.command.evaluate", lambda model, **options: {"options": options})
     assert bare.main(["scenes=2", "frames=8", "json=true"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
