@@ -27,8 +27,14 @@ MINUTES = {
     "distill": 8.0,
     "refiner": 10.0,
 }
-# What each stage starts from; the refiner is of what ships as "rooms".
-STARTS = {"bidirectional": "denoiser", "teacher": "bidirectional", "ode": "teacher", "distill": "ode"}
+# What each stage starts from, and whose score is the real one of distillation; the refiner is of what ships as "rooms".
+STARTS = {
+    "bidirectional": "denoiser",
+    "teacher": "bidirectional",
+    "ode": "teacher",
+    "distill": "ode",
+    "real": "bidirectional",
+}
 BITS = {"rooms": 8, "rooms-teacher": 6}
 DONE = "done.json"
 Stage = Callable[[str, dict[str, Any]], dict[str, Any]]
@@ -37,13 +43,15 @@ Stage = Callable[[str, dict[str, Any]], dict[str, Any]]
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """out: a folder a stage, and `bundles` as the package ships them. minutes: of each stage, over all its runs.
-    settings: more of a stage's, by its name. rooms: the stage whose result ships as "rooms". bits: of the bundles'
-    large matrices. limit: MiB of all bundles. smoke: tiny sizes, seconds a stage on a CPU.
+    settings: more of a stage's, by its name. starts: stages that others go on from, in place of `STARTS`. rooms: the
+    stage whose result ships as "rooms". bits: of the bundles' large matrices. limit: MiB of all bundles. smoke: tiny
+    sizes, seconds a stage on a CPU.
     """
 
     out: Path = Path("outputs/recipe")
     minutes: dict[str, float] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    starts: dict[str, str] = field(default_factory=dict)
     rooms: str = "distill"
     bits: dict[str, int] = field(default_factory=dict)
     limit: float = 40.0
@@ -53,11 +61,17 @@ class Recipe:
         for what, given, known in (
             ("minutes", self.minutes, MINUTES),
             ("settings", self.settings, MINUTES),
+            ("starts", self.starts, STARTS),
             ("bits", self.bits, BITS),
         ):
             for name in given:
                 if name not in known:
                     raise ConfigError(f"{what} holds {name!r}; {nearest(name, known)}")
+        order = list(MINUTES)
+        for name, start in self.starts.items():
+            earlier = order[1 : order.index("distill" if name == "real" else name)]
+            if start not in earlier:
+                raise ConfigError(f"starts has {name} from {start!r}, allowed are the stages before it, {earlier}.")
         if self.rooms not in ("denoiser", "distill"):
             raise ConfigError(
                 f"rooms is {self.rooms!r}, allowed are 'denoiser' and 'distill', which make a world step."
@@ -72,10 +86,14 @@ class Recipe:
         if stage == "denoiser":
             told["autoencoder"] = str(self.out / "autoencoder")
         elif stage != "autoencoder":
-            told["start"] = str(self.out / STARTS.get(stage, self.rooms) / "bundle")
+            told["start"] = self._bundle(stage)
         if stage == "distill":
-            told["real"] = str(self.out / "bidirectional" / "bundle")
+            told["real"] = self._bundle("real")
         return told | self.settings.get(stage, {})
+
+    def _bundle(self, stage: str) -> str:
+        """The bundle that a stage goes on from."""
+        return str(self.out / (STARTS | self.starts).get(stage, self.rooms) / "bundle")
 
 
 def follow(config: Recipe, run: Stage, ranks: Ranks) -> dict[str, Any]:

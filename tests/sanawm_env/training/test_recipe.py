@@ -82,7 +82,22 @@ def test_minutes_are_those_of_the_whole_stage() -> None:
     assert Path(given("refiner")["start"]).parts[-2:] == ("denoiser", "bundle")
 
 
-@pytest.mark.parametrize("wrong", [{"minutes": {"techer": 1.0}}, {"rooms": "teacher"}, {"bits": {"room": 8}}])
+def test_stages_can_go_on_from_others() -> None:
+    given = Recipe(starts={"distill": "denoiser", "real": "teacher"}).given
+    assert [Path(given("distill")[name]).parts[-2] for name in ("start", "real")] == ["denoiser", "teacher"]
+    assert Path(given("ode")["start"]).parts[-2] == "teacher"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"minutes": {"techer": 1.0}},
+        {"rooms": "teacher"},
+        {"bits": {"room": 8}},
+        {"starts": {"ode": "distill"}},
+        {"starts": {"real": "autoencoder"}},
+    ],
+)
 def test_unknown_stages_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Recipe(**wrong)
