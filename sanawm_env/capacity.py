@@ -120,7 +120,7 @@ def free_bytes(device: torch.device) -> int | None:
     # What torch holds on to without using it is free to us, but for the pools of graphs.
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     place = torch.cuda.current_device() if device.index is None else device.index
-    pools = (part for part in torch.cuda.memory_snapshot(None, False) if part["device"] == place)
+    pools = (part for part in torch.cuda.memory_snapshot() if part["device"] == place)
     kept = sum(
         part["total_size"] - part["allocated_size"] for part in pools if tuple(part["segment_pool_id"]) != (0, 0)
     )
