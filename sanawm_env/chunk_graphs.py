@@ -93,7 +93,8 @@ class ChunkGraphs:
     def held(self, stages: tuple[Stage, ...]) -> tuple[dict[int, int], int]:
         """Bytes that graphs of these stages have on the device: what they copy into, by worlds, and the pool that they
         compute in."""
-        mine = {kind: graph for kind, graph in self._graphs.items() if kind.stages == stages}
+        with self._lock:
+            mine = {kind: graph for kind, graph in self._graphs.items() if kind.stages == stages}
         copies = {kind.worlds: sum(x.nbytes for x in graph.held.values()) for kind, graph in mine.items()}
         replay = next((graph.recorded for graph in mine.values()), None)
         if not isinstance(replay, torch.cuda.CUDAGraph):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sanawm_env.bundle import close
+from sanawm_env.conditioning import Conditioning
 from sanawm_env.errors import ConfigError
 from sanawm_env.model.chunks import clip_chunks
 from sanawm_env.training.clip_stage import ClipStage, ClipTraining, compile_blocks, kept_from_muon, turned
@@ -158,19 +159,22 @@ class DistillStage(ClipStage):
         with self.run.autocast():
             made = self._rollout(clips)
             level = self.settings.score.draw(made.shape[0], made.shape[1], self.device)
-            chunks = score_chunks(self.judge, made.shape[1])
-            scores = ((net, chunks) for net in (self.fake, self.real))
-            direction = matching_direction(made.detach(), level, given, *scores)
+            judged = score_chunks(self.judge, made.shape[1])
+            direction = matching_direction(made.detach(), level, given, (self.fake, judged), (self.real, judged))
             loss = matching_loss(made, direction)
             self._seen |= {"student": loss.detach(), "nudge": direction[:, 1:].abs().mean()}
             if self.settings.truth:
-                chunks, among = clip_chunks(made.shape[1], self.world.chunk_latents), AmongLevels(self.world.timesteps)
-                clean, history = clips.latents, made.detach()
-                error, _ = streamed_loss(self.whole, clean, history, given, chunks, among, weight)
+                error = self._error(clips, made.detach(), given, weight)
                 self._seen["truth"] = error.detach()
                 loss = loss + self.settings.truth * error
         self._rollouts.append(Clips(made.detach(), clips.poses, text=clips.text))
         return self.run.descend(loss)
+
+    def _error(self, clips: Drawn, history: Tensor, given: Conditioning, weight: Tensor) -> Tensor:
+        """Of the student against the clips, behind a history, at the levels at which it steps."""
+        chunks = clip_chunks(history.shape[1], self.world.chunk_latents)
+        among = AmongLevels(self.world.timesteps)
+        return streamed_loss(self.whole, clips.latents, history, given, chunks, among, weight)[0]
 
     def _rollout(self, clips: Drawn) -> Tensor:
         # One exit for all ranks and all chunks, so that none waits for another's longer rollout.
