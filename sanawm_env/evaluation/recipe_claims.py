@@ -158,7 +158,7 @@ def broken(form: str, lines: Sequence[Mapping[str, Any]]) -> str:
     found = [line for line in lines if line["form"] == form]
     if not found:
         return NOT_MEASURED
-    steps = [line["diverged"] for line in found if line["diverged"]]
+    steps = [line["diverged"] for line in found if line["diverged"] is not None]
     if steps:
         return f"holds: the loss is no number at step {min(steps)}"
     return f"does not hold: sound for {max(line['steps'] for line in found)} steps"

@@ -189,7 +189,7 @@ def _trained_row(line: Mapping[str, Any] | None, columns: int) -> list[str]:
         return [NOT_MEASURED, *[""] * (columns - 1)]
     cost = [str(line["steps"]), "" if line["ms_a_step"] is None else f"{line['ms_a_step']:.0f}"]
     cost += [f"{line['minutes']:.1f}", f"{line['operations_a_clip'] / 1e9:.0f} G", f"{line['parameters'] / 1e6:.2f} M"]
-    if line["diverged"]:
+    if line["diverged"] is not None:
         return [*cost, f"no number at step {line['diverged']}", *[""] * (len(MEASURES) - 1)]
     return [*cost, *_scores(line["clips"])]
 

@@ -168,7 +168,7 @@ class AblationStage(DenoiserStage):
             "judging": asdict(settings.judging),
             "rooms": run.used_seeds,
             **machine(self.device),
-            "clips": [] if diverged else judge(self._deployed(), settings.judging),
+            "clips": [] if diverged is not None else judge(self._deployed(), settings.judging),
         }
 
     def _deployed(self) -> WorldModel:
