@@ -91,10 +91,9 @@ class BlockReading(NamedTuple):
 class Reading:
     """A conditioning as a denoiser reads it: what no latents and no noise level change, computed once for all passes
     over a chunk on top of one memory, without gradients. blocks: by index, filled by the first pass, which has each
-    block's weights at hand. source: the conditioning, for a pass that is to train what reads it.
+    block's weights at hand.
     """
 
-    source: Conditioning
     plucker: Tensor
     text: tuple[Tensor, Tensor] | None
     geometry: Geometry
@@ -223,7 +222,7 @@ class Denoiser(nn.Module):
     @on_demand
     def read(self, given: Conditioning, grid: tuple[int, int]) -> Reading:
         """What passes over the same chunks share; grid: height and width of their latents."""
-        return Reading(given, self.plucker_embedder(given.plucker), self._text(given), self._geometry(given, grid))
+        return Reading(self.plucker_embedder(given.plucker), self._text(given), self._geometry(given, grid))
 
     def predict_clean(
         self,

@@ -119,7 +119,7 @@ class ClipStage(ABC):
 
     @abstractmethod
     def step(self, bank: Any, clips: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser on what `bank` has drawn; weight: of the channels, as `new_bank` gives it. Returns
+        """One step of the optimiser on what `drawn` gave; weight: of the channels, as `new_bank` gives it. Returns
         the loss and the norm of the gradients.
         """
 
@@ -138,7 +138,7 @@ class ClipStage(ABC):
                 bank, weight = self.new_bank(is_long)
             if run.step % settings.fresh_every == 0:
                 self.refresh(bank)
-            loss, norm = self.step(bank, bank.draw(self._batch(is_long)), weight)
+            loss, norm = self.step(bank, self.drawn(bank, self._batch(is_long)), weight)
             if self.ranks.is_first:
                 log(run.step, run.progress, loss=loss, norm=norm, **self.figures())
             if self._due(saved, settings.save_minutes):
@@ -207,6 +207,10 @@ class ClipStage(ABC):
             workers=settings.workers,
         )
         return ClipSource(self.world, self.autoencoder, planner, self.device, self.text)
+
+    def drawn(self, bank: Any, batch: int) -> Any:
+        """The clips of a step."""
+        return bank.draw(batch)
 
     def refresh(self, bank: Any) -> None:
         """Replaces the oldest clips of a bank."""

@@ -9,23 +9,23 @@ import random
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sanawm_env.bundle import close
-from sanawm_env.conditioning import Conditioning
 from sanawm_env.errors import ConfigError
 from sanawm_env.model.chunks import clip_chunks
 from sanawm_env.training.clip_stage import ClipStage, ClipTraining, compile_blocks, kept_from_muon, turned
-from sanawm_env.training.latents import Clips, Drawn
+from sanawm_env.training.latents import Clips
 from sanawm_env.training.learner import Learner
-from sanawm_env.training.objective import AmongLevels, clip_loss, streamed_loss, velocity
+from sanawm_env.training.objective import MEASURES, clip_loss, streamed, velocity
 from sanawm_env.training.ranks import Ranks
 from sanawm_env.training.self_forcing import (
     ExitSampler,
     ScoreLevels,
+    SelfForced,
     matching_direction,
     matching_loss,
     score_chunks,
@@ -38,12 +38,13 @@ BETAS = (0.0, 0.999)
 
 @dataclass(frozen=True, kw_only=True)
 class DistillTraining(ClipTraining):
-    """Settings of the stage. lr, muon_lr: of the student. critic_lr: of the fake score. every: steps of the fake score
-    for one of the student, on its last `kept` batches of rollouts, which cost more than a step. truth: weight of the
-    student's error against the clip, behind its own rollout as history: what the first picture shows is not up to a
-    score. timesteps: the student's levels, those of the bundle it starts from if None. renoised: of `ExitSampler`.
-    compiled: blocks of the scores and of that error's pass; rollouts come in too many shapes. score: noise levels at
-    which the scores are compared. real: the bundle of the frozen score, a bidirectional one or a teacher.
+    """Settings of the stage. lr, muon_lr: of the student. critic_lr: of the fake score. rolled: clips rolled out at
+    once, for as many steps as that makes batches. every: steps of the fake score for one of the student, on what it
+    saw in its last `kept` steps. truth: weight of the student's error against the clip, by `measure`: what the first
+    picture shows is not up to a score. timesteps: the student's levels, those of the bundle it starts from if None.
+    renoised: of `ExitSampler`. compiled: blocks of the scores and of the student's pass; rollouts come in too many
+    shapes. score: noise levels at which the scores are compared. real: the bundle of the frozen score, a bidirectional
+    one or a teacher.
     """
 
     real: str
@@ -56,9 +57,11 @@ class DistillTraining(ClipTraining):
     warmup: int = 20
     clip: float = 10.0
     ema: float = 0.98
+    rolled: int = 32
     every: int = 3
     kept: int = 4
-    truth: float = 0.25
+    truth: float = 1.0
+    measure: Literal["rooted", "bounded"] = "bounded"
     timesteps: tuple[int, ...] | None = None
     renoised: bool = True
     score: ScoreLevels = ScoreLevels()
@@ -66,9 +69,10 @@ class DistillTraining(ClipTraining):
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ConfigError(f"every is {self.every}, allowed is >= 1 step of the fake score for one of the student.")
-        if self.kept < 1 or self.truth < 0:
+        if min(self.kept, self.rolled) < 1 or self.truth < 0:
             raise ConfigError(
-                f"kept is {self.kept}, truth {self.truth}, allowed are >= 1 batch of rollouts and a weight >= 0."
+                f"kept is {self.kept}, rolled {self.rolled}, truth {self.truth}, allowed are >= 1 step, >= 1 clip and "
+                "a weight >= 0."
             )
         if self.scaling.accumulate > 1:
             raise ConfigError(
@@ -127,24 +131,35 @@ class DistillStage(ClipStage):
             self.whole = copy.deepcopy(self.denoiser, {id(p): p for p in self.denoiser.parameters()})
             for net in (self.fake, self.real, self.whole):
                 compile_blocks(net)
-        self._rollouts: deque[Clips] = deque(maxlen=settings.kept)
-        self._seen = {name: torch.zeros(()) for name in ("student", "nudge", "truth")}
+        self._rollouts: list[SelfForced] = []  # of the steps to come
+        self._seen: deque[Clips] = deque(maxlen=settings.kept)
+        self._figures = {name: torch.zeros(()) for name in ("student", "nudge", "truth")}
 
     def figures(self) -> dict[str, Tensor]:
-        return self._seen
+        return self._figures
 
-    def step(self, bank: Any, clips: Drawn, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """A step of the student, and `every` steps of the fake score on what the student makes. Returns the fake
-        score's last loss and the norm of the student's gradient.
+    def drawn(self, bank: Any, batch: int) -> SelfForced:
+        """The next clips that the student was rolled out along."""
+        if not self._rollouts:
+            with self.run.autocast(), torch.no_grad():
+                # One exit for all ranks and all chunks, so that none waits for another's longer rollout.
+                last = random.Random(self.run.step).randrange(len(self.world.timesteps))
+                sampler = ExitSampler(last, renoised=self.settings.renoised)
+                self._rollouts = self_forced(self.student, bank.draw(self.settings.rolled), sampler).split(batch)
+        return self._rollouts.pop()
+
+    def step(self, bank: Any, clips: SelfForced, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """A step of the student, and `every` steps of the fake score on what it saw. Returns the fake score's last loss
+        and the norm of the student's gradient.
         """
         norm = self._teach(clips, weight)
         for turn in range(self.settings.every):
-            drawn = random.Random(f"{self.run.step} {turn}").randrange(len(self._rollouts))
-            critic = self._follow(self._rollouts[drawn])
+            drawn = random.Random(f"{self.run.step} {turn}").randrange(len(self._seen))
+            critic = self._follow(self._seen[drawn])
         return critic, norm
 
     def _follow(self, made: Clips) -> Tensor:
-        """One step of the fake score towards rollouts of the student."""
+        """One step of the fake score towards what the student saw."""
         x = made.latents
         with self.run.autocast():
             level = self.settings.score.draw(x.shape[0], x.shape[1], self.device)
@@ -153,34 +168,22 @@ class DistillStage(ClipStage):
         self.critic.descend(loss, self.run.rate)
         return loss.detach()
 
-    def _teach(self, clips: Drawn, weight: Tensor) -> Tensor:
-        """One step of the student; its rollouts are kept for the fake score."""
-        given = self.given(clips)
+    def _teach(self, clips: SelfForced, weight: Tensor) -> Tensor:
+        """One step of the student, to where the real score is likelier than the fake one and to the clips; what it saw
+        is kept for the fake score.
+        """
+        given, chunks = self.given(clips), clip_chunks(clips.made.shape[1], self.world.chunk_latents)
         with self.run.autocast():
-            made = self._rollout(clips)
+            seen = streamed(self.whole, clips.made, clips.noisy, clips.level, given, chunks)
+            made = torch.cat([clips.made[:, :1], seen[:, 1:].float()], dim=1)
             level = self.settings.score.draw(made.shape[0], made.shape[1], self.device)
             judged = score_chunks(self.judge, made.shape[1])
             direction = matching_direction(made.detach(), level, given, (self.fake, judged), (self.real, judged))
             loss = matching_loss(made, direction)
-            self._seen |= {"student": loss.detach(), "nudge": direction[:, 1:].abs().mean()}
-            if self.settings.truth:
-                error = self._error(clips, made.detach(), given, weight)
-                self._seen["truth"] = error.detach()
-                loss = loss + self.settings.truth * error
-        self._rollouts.append(Clips(made.detach(), clips.poses, text=clips.text))
-        return self.run.descend(loss)
-
-    def _error(self, clips: Drawn, history: Tensor, given: Conditioning, weight: Tensor) -> Tensor:
-        """Of the student against the clips, behind a history, at the levels at which it steps."""
-        chunks = clip_chunks(history.shape[1], self.world.chunk_latents)
-        among = AmongLevels(self.world.timesteps)
-        return streamed_loss(self.whole, clips.latents, history, given, chunks, among, weight)[0]
-
-    def _rollout(self, clips: Drawn) -> Tensor:
-        # One exit for all ranks and all chunks, so that none waits for another's longer rollout.
-        last = random.Random(self.run.step).randrange(len(self.world.timesteps))
-        sampler = ExitSampler(last, gradients=True, renoised=self.settings.renoised)
-        return self_forced(self.student, clips, sampler)
+            error = MEASURES[self.settings.measure](made, clips.latents, clips.level, weight)[:, 1:].mean()
+        self._figures = {"student": loss.detach(), "nudge": direction[:, 1:].abs().mean(), "truth": error.detach()}
+        self._seen.append(Clips(made.detach(), clips.poses, text=clips.text))
+        return self.run.descend(loss + self.settings.truth * error)
 
 
 def _check_scores(student: WorldModel, real: WorldModel) -> None:

@@ -24,6 +24,7 @@ from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.feed_forward import Memory
 
 ERROR_FLOOR = 0.01  # squared error of a token below which the loss acts like a plain square
+TYPICAL_ERROR = 0.05  # squared error of a token that half of all stay below in a trained world
 SIGMA_FLOOR = 0.2  # noise below which an error of clean latents counts no more as one of their velocity
 # Errors [B, T, h, w] of latents seen, against clean ones at noise levels [B, T], with weights of their channels.
 Measure = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -82,6 +83,14 @@ def rooted(seen: Tensor, clean: Tensor, level: Tensor, weight: Tensor) -> Tensor
     return (_square(seen, clean, weight) + ERROR_FLOOR).sqrt()
 
 
+def bounded(seen: Tensor, clean: Tensor, level: Tensor, weight: Tensor) -> Tensor:
+    """Share of a token's weighted mean square in itself plus `TYPICAL_ERROR`, whatever its noise: it holds a model to
+    what it can know and leaves it free where nobody can.
+    """
+    square = _square(seen, clean, weight)
+    return square / (square + TYPICAL_ERROR)
+
+
 def velocity(seen: Tensor, clean: Tensor, level: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean square of the velocity's error: its minimum is the mean of what may be there, which is what many
     steps must follow to arrive at one of the possibilities.
@@ -98,7 +107,7 @@ def _square(seen: Tensor, clean: Tensor, weight: Tensor) -> Tensor:
     return ((seen.float() - clean.float()).square() * weight[:, None, None]).mean(2)
 
 
-MEASURES: dict[str, Measure] = {"rooted": rooted, "velocity": velocity, "plain": plain}
+MEASURES: dict[str, Measure] = {"rooted": rooted, "bounded": bounded, "velocity": velocity, "plain": plain}
 
 
 def streamed_loss(
@@ -118,32 +127,31 @@ def streamed_loss(
     clean, history: [B, T, channels, h, w], the target and what earlier chunks are taken to be. weight: [channels].
     noise: largest share of noise mixed into the history.
     """
-    batch, first, n = clean.shape[0], chunks.lengths[0], chunks.lengths[-1]
-    empty = blank_memory(denoiser, clean)
-    quiet = torch.zeros(clean.shape[:2], device=clean.device)
-    _, after = denoiser(_roughened(history, noise), quiet, given, chunks, empty, collect=True)
+    level = of_frames(levels.draw((clean.shape[0], len(chunks.lengths)), clean.device), chunks)
+    seen = streamed(denoiser, _roughened(history, noise), noised(clean, level), level, given, chunks)
+    error = measure(seen, clean, level, weight)[:, 1:]
+    at_full = (level == 1000)[:, :, None, None, None]
+    return error.mean(), torch.where(at_full, seen.detach().to(history), history)
 
-    level = levels.draw((batch, len(chunks.lengths)), clean.device)
-    opening = level[:, :1].expand(-1, first).clone()
-    opening[:, 0] = 0
-    seen_first = denoiser.predict_clean(
-        noised(clean[:, :first], opening), opening, given.frames(0, first), ChunkGrid((first,), opening=True), empty
-    )
-    later = level[:, 1:].transpose(0, 1).reshape(-1, 1).expand(-1, n)
-    target = rows_of(clean, first, n)
+
+def streamed(
+    denoiser: Denoiser, history: Tensor, noisy: Tensor, level: Tensor, given: Conditioning, chunks: ChunkGrid
+) -> Tensor:
+    """The clean prediction [B, T, channels, h, w] of every chunk, each from the memory that the history before it
+    leaves: what `world.step` sees in the same noise.
+
+    history, noisy: [B, T, channels, h, w]. level: [B, T], of the noisy frames; the first one is clean.
+    """
+    batch, first, n = noisy.shape[0], chunks.lengths[0], chunks.lengths[-1]
+    empty = blank_memory(denoiser, noisy)
+    _, after = denoiser(history, torch.zeros_like(level), given, chunks, empty, collect=True)
+    opening = ChunkGrid((first,), opening=True)
+    seen_first = denoiser.predict_clean(noisy[:, :first], level[:, :first], given.frames(0, first), opening, empty)
     memory = [{name: x[:, :-1].transpose(0, 1).flatten(0, 1) for name, x in block.items()} for block in after]
     grid = _later_grid(denoiser, chunks, batch)
-    seen_later = denoiser.predict_clean(noised(target, later), later, given.chunks(first, n), grid, memory)
-    error = torch.cat(
-        [
-            measure(seen_first, clean[:, :first], opening, weight)[:, 1:].flatten(0, 1),
-            measure(seen_later, target, later, weight).flatten(0, 1),
-        ]
-    )
-    unfolded = seen_later.unflatten(0, (-1, batch)).transpose(0, 1).flatten(1, 2)
-    seen = torch.cat([seen_first, unfolded], dim=1).detach()
-    at_full = torch.cat([opening, level[:, 1:].repeat_interleave(n, dim=1)], dim=1) == 1000
-    return error.mean(), torch.where(at_full[:, :, None, None, None], seen.to(history), history)
+    later, at = rows_of(noisy, first, n), rows_of(level, first, n)
+    seen_later = denoiser.predict_clean(later, at, given.chunks(first, n), grid, memory)
+    return torch.cat([seen_first, seen_later.unflatten(0, (-1, batch)).transpose(0, 1).flatten(1, 2)], dim=1)
 
 
 def mixture_loss(

@@ -49,16 +49,15 @@ class ScoreLevels:
 
 class ExitSampler:
     """A few-step sampler that stops at its step `last` and gives what is seen there; in place of `denoise` in a
-    `WorldModel`.
+    `WorldModel`. asked: what that step was given, [B, n, channels, h, w] a call, without frames that are known.
 
-    gradients: whether that step, and no other, is recorded; `seen` keeps its results [B, n, channels, h, w], with their
-    gradients, which the world itself does not carry on. renoised: whether noise is drawn anew between steps, as the
-    paper trains; else the steps are Euler's, as a deployed world takes them.
+    renoised: whether noise is drawn anew between steps, as the paper trains; else the steps are Euler's, as a deployed
+    world takes them.
     """
 
-    def __init__(self, last: int, *, gradients: bool, renoised: bool) -> None:
-        self.last, self.gradients, self.renoised = last, gradients, renoised
-        self.seen: list[Tensor] = []
+    def __init__(self, last: int, *, renoised: bool) -> None:
+        self.last, self.renoised = last, renoised
+        self.asked: list[Tensor] = []
 
     def __call__(
         self,
@@ -73,20 +72,15 @@ class ExitSampler:
         known = 0 if clean is None else clean.shape[1]
         x = noise if clean is None else torch.cat([clean.to(noise.dtype), noise], dim=1)
         for index, level in enumerate(timesteps[: self.last + 1]):
-            recorded = self.gradients and index == self.last
-            if recorded:
-                torch.clear_autocast_cache()  # of weights that were cast without gradients
+            if index == self.last:
+                self.asked.append(x[:, known:])
             tau = torch.full(x.shape[:2], float(level), device=x.device)
             tau[:, :known] = 0
-            with torch.set_grad_enabled(recorded):
-                # A reading carries no gradients; the recorded pass trains what reads the conditioning too.
-                told = given.source if recorded else given
-                seen = denoiser.predict_clean(x, tau, told, chunks, memory)
-                new = seen[:, known:]
+            new = denoiser.predict_clean(x, tau, given, chunks, memory)[:, known:]
             if index < self.last:
-                x = torch.cat([x[:, :known], self._moved(x[:, known:], new, level, timesteps[index + 1])], dim=1)
-        self.seen.append(new)
-        return torch.cat([x[:, :known], new.detach()], dim=1)
+                new = self._moved(x[:, known:], new, level, timesteps[index + 1])
+            x = torch.cat([x[:, :known], new], dim=1)
+        return x
 
     def _moved(self, x: Tensor, seen: Tensor, level: int, following: int) -> Tensor:
         if self.renoised:
@@ -94,18 +88,42 @@ class ExitSampler:
         return seen + following / level * (x - seen)
 
 
-def self_forced(student: WorldModel, clips: Clips, sampler: ExitSampler, noise: Tensor | None = None) -> Tensor:
-    """Latents [B, T, channels, h, w] of the student's rollout along the clips' poses, by `world.step`; the first one is
-    the clips'. Gradients of every chunk end at the memory of those before it.
+@dataclass
+class SelfForced(Clips):
+    """Clips along whose poses a student was rolled out. made: [B, T, channels, h, w], its latents, the first one the
+    clips'. noisy: what the last step of each chunk was given, the first frame clean. level: [B, T], at which.
+    """
+
+    made: Tensor
+    noisy: Tensor
+    level: Tensor
+
+    def split(self, batch: int) -> list[SelfForced]:
+        """The same in parts of so many clips."""
+        return [self._at(slice(row, row + batch)) for row in range(0, len(self.made), batch)]
+
+    def _at(self, rows: slice) -> SelfForced:
+        text = {name: x[rows] for name, x in self.text.items()}
+        rollout = {name: getattr(self, name)[rows] for name in ("made", "noisy", "level")}
+        return SelfForced(self.latents[rows], self.poses[rows], text=text, **rollout)
+
+
+def self_forced(student: WorldModel, clips: Clips, sampler: ExitSampler, noise: Tensor | None = None) -> SelfForced:
+    """The student's rollout along the clips' poses, by `world.step`. What its weights are to learn from is computed
+    anew in one pass, behind the rollout as history: `objective.streamed` sees in `noisy` what the rollout saw.
 
     noise: [B, T - 1, channels, h, w], drawn if None.
     """
-    student.sampler, sampler.seen = sampler, []
-    made = []
-    for _ in chunks_of(student, clips, noise):
-        made.append(torch.cat(sampler.seen))  # worlds may be stepped a few at a time, in the order of the batch
-        sampler.seen = []
-    return torch.cat([clips.latents[:, :1].float(), *[x.float() for x in made]], dim=1)
+    student.sampler = sampler
+    made, asked = [clips.latents[:, :1].float()], [clips.latents[:, :1].float()]
+    for output in chunks_of(student, clips, noise):
+        made.append(output.latents.float())
+        asked.append(torch.cat(sampler.asked).float())  # worlds may be stepped a few at a time, in the batch's order
+        sampler.asked.clear()
+    level = asked[0].new_full(clips.latents.shape[:2], student.config.timesteps[sampler.last])
+    level[:, 0] = 0
+    rollout = {"made": torch.cat(made, dim=1), "noisy": torch.cat(asked, dim=1), "level": level}
+    return SelfForced(clips.latents, clips.poses, text=clips.text, **rollout)
 
 
 def score_chunks(config: WorldConfig, latents: int) -> ChunkGrid:

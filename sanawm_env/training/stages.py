@@ -150,7 +150,9 @@ def _rooms_ode(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 def _rooms_distill(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     smoke = bool(settings.pop("smoke", False))
     student, earlier = _from_bundle(settings)
-    training = _read(DistillTraining, settings, SMOKE_CLIPS | {"max_steps": 1, "every": 2} if smoke else {})
+    training = _read(
+        DistillTraining, settings, SMOKE_CLIPS | {"max_steps": 1, "every": 2, "rolled": 2} if smoke else {}
+    )
     real = bundle.load(training.real, device="cpu", precision="fp32")
     return _finish(DistillStage(training, student, real, ranks, earlier))
 

@@ -60,9 +60,7 @@ def test_streamed_objective_sees_what_streaming_sees(config: DenoiserConfig) -> 
     assert torch.equal(seen[:, 0], history[:, 0])
     torch.manual_seed(5)
     Levels(full_share=1.0).draw((2, len(chunks.lengths)), clean.device)
-    noise = torch.cat(
-        [torch.randn_like(clean[:, :3]), torch.randn(3, 2, 2, *clean.shape[2:]).transpose(0, 1).flatten(1, 2)], dim=1
-    )
+    noise = torch.randn_like(clean)
     memory = denoiser.memory(2, GRID, device=clean.device, dtype=torch.float32)
     for index, (begin, end) in enumerate(zip(chunks.starts, chunks.ends, strict=True)):
         grid, part = next_chunk(CONFIG.chunk_latents, (index, index), 1), cut(given, begin, end)

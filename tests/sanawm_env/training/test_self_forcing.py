@@ -1,4 +1,4 @@
-"""Self-forcing: a rollout in training is that of world.step, gradients flow through the chosen step alone, and
+"""Self-forcing: a rollout in training is that of world.step, one pass behind it sees what its last steps saw, and
 distribution matching is its formula.
 """
 
@@ -15,10 +15,9 @@ import torch
 from sanawm_env.conditioning import Conditioning, condition
 from sanawm_env.errors import ConfigError
 from sanawm_env.model.chunks import ChunkGrid, clip_chunks
-from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.sampler import denoise
 from sanawm_env.training.latents import Clips
-from sanawm_env.training.objective import blank_memory, noised
+from sanawm_env.training.objective import blank_memory, noised, streamed
 from sanawm_env.training.rollouts import rolled
 from sanawm_env.training.self_forcing import (
     ExitSampler,
@@ -65,12 +64,8 @@ def test_a_rollout_in_training_is_that_of_world_step(tiny_model: WorldModel) -> 
         state, output = step(tiny_model, state, path, noise=part, decode=False)
         want.append(output.latents)
     last = len(tiny_model.config.timesteps) - 1
-    trained = student(tiny_model)
-    for gradients in (False, True):
-        made = self_forced(trained, given, ExitSampler(last, gradients=gradients, renoised=False), noise)
-        # Not bit for bit: with gradients what reads the conditioning is computed in another place.
-        torch.testing.assert_close(made.detach(), torch.cat(want, dim=1), rtol=0, atol=1e-5)
-        assert made.requires_grad == gradients
+    made = self_forced(student(tiny_model), given, ExitSampler(last, renoised=False), noise)
+    torch.testing.assert_close(made.made, torch.cat(want, dim=1), rtol=0, atol=1e-6)
     assert torch.equal(rolled(tiny_model, given, noise), torch.cat(want, dim=1))
 
 
@@ -78,55 +73,37 @@ def test_the_first_latent_stays_as_it_is_and_an_early_exit_is_the_first_look(tin
     given = clips(tiny_model, latents=3)
     noise = torch.randn_like(given.latents[:, 1:])
     trained = student(tiny_model, timesteps=(1000, 600, 300))
-    made = self_forced(trained, given, ExitSampler(0, gradients=False, renoised=True), noise)
+    made = self_forced(trained, given, ExitSampler(0, renoised=True), noise)
     once = rolled(student(tiny_model, timesteps=(1000,)), given, noise)
-    assert torch.equal(made[:, 0], given.latents[:, 0])
-    torch.testing.assert_close(made, once, rtol=0, atol=1e-6)
+    assert torch.equal(made.made[:, 0], given.latents[:, 0]) and torch.equal(made.noisy[:, 1:], noise)
+    torch.testing.assert_close(made.made, once, rtol=0, atol=1e-6)
     torch.manual_seed(8)
-    later = self_forced(trained, given, ExitSampler(2, gradients=False, renoised=True), noise)
-    assert torch.equal(later[:, 0], given.latents[:, 0]) and not torch.allclose(later, made, atol=1e-3)
+    later = self_forced(trained, given, ExitSampler(2, renoised=True), noise)
+    assert later.level.tolist() == [[0.0, 300.0, 300.0]] * 2
+    assert torch.equal(later.made[:, 0], given.latents[:, 0]) and not torch.allclose(later.made, made.made, atol=1e-3)
 
 
-class Noting(Denoiser):
-    """Notes at which levels it was asked with gradients on."""
-
-    def predict_clean(self, latents: torch.Tensor, timestep: torch.Tensor, *rest: Any) -> torch.Tensor:
-        self.asked.append((int(timestep.max()), torch.is_grad_enabled()))
-        return super().predict_clean(latents, timestep, *rest)
-
-    def forward(self, latents: torch.Tensor, timestep: torch.Tensor, *rest: Any, **more: Any) -> Any:
-        if more.get("collect"):
-            self.asked.append((int(timestep.max()), torch.is_grad_enabled()))
-        return super().forward(latents, timestep, *rest, **more)
-
-
-def test_gradients_flow_through_the_chosen_step_of_a_chunk_alone(tiny_model: WorldModel) -> None:
-    given = clips(tiny_model)
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_one_pass_sees_what_the_rollout_saw_and_trains_every_weight(tiny_model: WorldModel, last: int) -> None:
+    given = clips(tiny_model, latents=9)
     trained = student(tiny_model, timesteps=(1000, 600, 300))
-    trained.denoiser.__class__, trained.denoiser.asked = Noting, []  # type: ignore[attr-defined]
-    made = self_forced(trained, given, ExitSampler(1, gradients=True, renoised=True))
-    asked: list[tuple[int, bool]] = trained.denoiser.asked  # type: ignore[attr-defined]
-    # Two chunks of two worlds; on a CPU each world is computed by itself.
-    assert asked == [(1000, False), (600, True), (0, False)] * 4
-    # The second chunk's gradient ends at its memory: the first chunk's result is no part of it.
-    parts = torch.autograd.grad(made[:, 3:].square().sum(), trained.denoiser.final_layer.linear.weight)
-    assert bool(parts[0].abs().sum() > 0)
-    made = self_forced(trained, given, ExitSampler(1, gradients=True, renoised=True))
-    made[:, 1:].square().mean().backward()
+    made = self_forced(trained, given, ExitSampler(last, renoised=True))
+    assert not made.made.requires_grad
+    seen = streamed(trained.denoiser, made.made, made.noisy, made.level, told(tiny_model, given), clip_chunks(9, 2))
+    torch.testing.assert_close(seen[:, 1:], made.made[:, 1:], rtol=0, atol=2e-5)
+    seen[:, 1:].square().mean().backward()
     silent = {name for name, p in trained.denoiser.named_parameters() if p.grad is None}
-    # What reads the camera is trained too.
-    assert not {name for name in silent if "plucker" in name or "qkv" in name}
+    assert not {name for name in silent if "plucker" in name or "qkv" in name or "final_layer" in name}
 
 
-def test_a_bf16_rollout_still_trains_every_weight(tiny_model: WorldModel) -> None:
-    """Autocast keeps cast weights; those that it cast without gradients must not serve the step that has them."""
-    trained = student(tiny_model, timesteps=(1000, 600))
-    with torch.autocast("cpu", torch.bfloat16):
-        made = self_forced(trained, clips(tiny_model), ExitSampler(1, gradients=True, renoised=True))
-    made[:, 1:].square().mean().backward()
-    for name in ("blocks.0.attn.qkv.weight", "blocks.1.attn.proj.weight", "final_layer.linear.weight"):
-        gradient = trained.denoiser.get_parameter(name).grad
-        assert gradient is not None and bool(gradient.abs().sum() > 0)
+def test_rollouts_are_parted_by_clips(tiny_model: WorldModel) -> None:
+    made = self_forced(student(tiny_model), clips(tiny_model, batch=3), ExitSampler(0, renoised=True))
+    made.text = {"hidden": torch.arange(3.0)[:, None]}
+    parts = made.split(2)
+    assert [len(part.made) for part in parts] == [2, 1]
+    for name in ("latents", "poses", "made", "noisy", "level"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(made, name)), name
+    assert parts[1].text["hidden"].tolist() == [[2.0]]
 
 
 def test_matching_is_the_formula(tiny_model: WorldModel) -> None:
