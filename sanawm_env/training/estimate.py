@@ -57,13 +57,18 @@ class Estimate:
 
 
 def estimate(asked: Estimate) -> dict[str, Any]:
-    """GiB on each GPU: weights (with gradients, optimiser and average), gathered (bf16 weights of the block at hand and
-    of the one that is fetched), activations (at most), and their sum; and the number of parameters. Of adapters as
-    `adapting`.
-    """
+    """Of all weights as `training`, of adapters as `adapting`."""
     world = _world(asked)
     if asked.method == "lora":
         return adapting(world, asked.rank, LAYERS, asked.batch, asked.latents, checkpointed=asked.checkpointed)
+    return training(world, asked)
+
+
+def training(world: WorldConfig, asked: Estimate) -> dict[str, Any]:
+    """GiB on each GPU that trains all weights of a world: weights (with gradients, optimiser and average), gathered
+    (bf16 weights of the block at hand and of the one that is fetched), activations (at most), and their sum; and the
+    number of parameters.
+    """
     config = world.denoiser
     with torch.device("meta"):
         denoiser = Denoiser(config)

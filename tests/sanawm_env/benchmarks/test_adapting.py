@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,16 @@ def test_adapters_train_beside_every_variant(tmp_path: Path) -> None:
     for report in reports:
         assert report["ms"] > 0 and report["tokens_per_second"] > 0 and len(report["losses"]) == 2
         assert report["estimate"]["adapter_parameters"] > 0
+
+
+def test_all_weights_train_over_two_ranks(tmp_path: Path) -> None:
+    out = tmp_path / "a.jsonl"
+    asked = ['variants=["teacher"]', "size=tiny", "method=full", "latents=7", "steps=1", "device=cpu", f"out={out}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*command, "-m", "sanawm_env.benchmarks.adapting", *asked], check=True, timeout=240)
+    (line,) = map(json.loads, out.read_text().splitlines())
+    assert line["gpus"] == 2 and line["settings"]["method"] == "full" and line["dtype"] == "float32"
+    assert line["estimate"]["gathered"] >= 0 and all(loss > 0 for loss in line["losses"])
 
 
 def test_what_cannot_be_measured() -> None:
