@@ -45,8 +45,10 @@ def test_wheel_from_sdist_contains_everything(archives: tuple[Path, Path]) -> No
         and "__pycache__" not in path.parts
     }
     assert sorted(here - names) == []
-    assert "sanawm_env/bundles/rooms/bundle.json" in names
-    assert any(name.startswith("sanawm_env/bundles/rooms/") and name.endswith(".safetensors") for name in names)
+    for bundle in ("rooms", "rooms-teacher"):
+        folder = f"sanawm_env/bundles/{bundle}/"
+        assert f"{folder}bundle.json" in names
+        assert any(name.startswith(folder) and name.endswith(".safetensors") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -52,6 +52,19 @@ def test_variants_share_an_autoencoder(folder: Path) -> None:
     assert plain.fingerprint != teacher.fingerprint == bundle.fingerprint(folder.with_name("tiny-teacher"))
 
 
+def test_the_shipped_teacher_steps_out_of_the_box() -> None:
+    env = gymnasium.make("sanawm_env/Rooms-v0", variant="teacher")
+    first, _ = env.reset(seed=3)
+    *_, info = env.step(np.array([0.4, 0.2], np.float32))
+    default = gymnasium.make("sanawm_env/Rooms-v0")
+    same, _ = default.reset(seed=3)
+    *_, other = default.step(np.array([0.4, 0.2], np.float32))
+    taught, plain = info["frames"].astype(float), other["frames"].astype(float)
+    assert np.array_equal(first, same) and taught.shape == plain.shape
+    # The same room from the same poses, not the same picture, and far from one that is not the room's.
+    assert 0 < np.abs(taught - plain).mean() < 8 < np.abs(taught - plain[:, :, ::-1]).mean()
+
+
 def test_where_files_lie_changes_no_fingerprint(folder: Path, tmp_path: Path) -> None:
     teacher = bundle.load(folder, device="cpu", precision="fp32", variant="teacher")
     alone = bundle.save(tmp_path / "alone" / "tiny", teacher, {}, bits=32)
