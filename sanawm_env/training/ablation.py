@@ -129,7 +129,7 @@ class AblationStage(DenoiserStage):
             if settings.mixture_share < 1:
                 loss, _ = streamed_loss(denoiser, clean, clips.history, *told)
             else:
-                loss = mixture_loss(denoiser, clean, *told)
+                loss = mixture_loss(denoiser, clean, clips.history, *told)
             loss.backward()
         denoiser.zero_grad(set_to_none=True)
         return int(counter.get_total_flops())

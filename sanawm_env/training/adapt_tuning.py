@@ -98,7 +98,9 @@ class Tuning:
         if teacher or dice.random() < settings.mixture_share:
             measure = velocity if teacher else rooted  # as each is trained from the beginning
             with self.autocast():
-                return mixture_loss(self.denoiser, clean, given, chunks, settings.levels, weight, measure)
+                return mixture_loss(
+                    self.denoiser, clean, clean, given, chunks, settings.levels, weight, measure=measure
+                )
         history = clean
         # A context of its own: weights that autocast has cast here have no gradients.
         with torch.no_grad(), self.autocast():

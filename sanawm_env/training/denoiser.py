@@ -103,15 +103,12 @@ class DenoiserStage(ClipStage):
         return loss.detach(), self.run.descend(loss)
 
     def _loss(self, clips: Drawn, chunks: ChunkGrid, weight: Tensor) -> tuple[Tensor, Tensor]:
-        settings, clean, given = self.settings, clips.latents, self.given(clips)
-        measure = MEASURES[settings.measure]
+        settings, clean, history = self.settings, clips.latents, clips.history
+        told = (self.given(clips), chunks, settings.levels, weight, settings.context_noise, MEASURES[settings.measure])
         # The same choice on every rank, so that none waits for another's longer step.
         if random.Random(self.run.step).random() < settings.mixture_share:
-            return mixture_loss(self.denoiser, clean, given, chunks, settings.levels, weight, measure), clips.history
-        noise = settings.context_noise
-        return streamed_loss(
-            self.denoiser, clean, clips.history, given, chunks, settings.levels, weight, noise, measure
-        )
+            return mixture_loss(self.denoiser, clean, history, *told), history
+        return streamed_loss(self.denoiser, clean, history, *told)
 
 
 class BidirectionalStage(ClipStage):

@@ -157,15 +157,21 @@ def streamed(
 def mixture_loss(
     denoiser: Denoiser,
     clean: Tensor,
+    history: Tensor,
     given: Conditioning,
     chunks: ChunkGrid,
     levels: Levels,
     weight: Tensor,
+    noise: float = 0.0,
     measure: Measure = rooted,
 ) -> Tensor:
-    """`clip_loss` with the chunks at the noise levels of the timestep mixture."""
-    level = chunk_mixture(clean.shape[0], len(chunks.lengths), clean.device, levels)
-    return clip_loss(denoiser, clean, of_frames(level, chunks), given, chunks, weight, measure)
+    """`clip_loss` with the chunks at the noise levels of the timestep mixture. Those at level 0 are of `history`, what
+    earlier chunks are taken to be, with up to a share `noise` of noise mixed in.
+    """
+    level = of_frames(chunk_mixture(clean.shape[0], len(chunks.lengths), clean.device, levels), chunks)
+    known = _roughened(history, noise).to(clean)
+    noisy = torch.where((level > 0)[:, :, None, None, None], noised(clean, level), known)
+    return clip_loss(denoiser, clean, level, given, chunks, weight, measure, noisy)
 
 
 def clip_loss(

@@ -145,7 +145,7 @@ def test_mixture_loss_counts_noisy_frames_alone() -> None:
     denoiser = Denoiser(CONFIG)
     randomise(denoiser, torch.Generator().manual_seed(0))
     clean, given, chunks = clip()
-    loss = mixture_loss(denoiser, clean, given, chunks, Levels(), torch.ones(CONFIG.in_channels))
+    loss = mixture_loss(denoiser, clean, clean, given, chunks, Levels(), torch.ones(CONFIG.in_channels))
     assert bool(torch.isfinite(loss)) and loss.requires_grad
     # By hand: one noisy chunk of four, the error of its velocity; the first frame counts at no level.
     level = of_frames(torch.tensor([[0.0, 0, 400, 0], [900.0, 0, 0, 0]]), chunks)
@@ -158,6 +158,29 @@ def test_mixture_loss_counts_noisy_frames_alone() -> None:
     error = (seen - clean).square()
     want = 0.5 * (error[0, 5:7].mean() / 0.4**2 + error[1, 1:3].mean() / 0.9**2)
     torch.testing.assert_close(loss, want)
+
+
+def test_what_the_mixture_knows_already_is_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser = Denoiser(CONFIG).requires_grad_(False)
+    randomise(denoiser, torch.Generator().manual_seed(0))
+    clean, given, chunks = clip()
+    history = torch.cat([clean[:, :1], clean[:, 1:] + 1], dim=1)
+    asked: list[tuple[torch.Tensor, torch.Tensor]] = []
+    plain = denoiser.predict_clean
+    monkeypatch.setattr(
+        denoiser, "predict_clean", lambda x, level, *rest: asked.append((x, level)) or plain(x, level, *rest)
+    )
+    behind = Levels(shares=(0.0, 0.0, 0.0, 1.0))
+    for _ in range(8):
+        mixture_loss(denoiser, clean, history, given, chunks, behind, torch.ones(CONFIG.in_channels))
+    for x, level in asked:
+        known = level == 0
+        assert bool(known[:, 1:].any()) and not bool(known.all(1).any())
+        assert torch.equal(x[known], history[known]) and not bool((x == history).flatten(2).all(2)[~known].any())
+    # Roughened as the streamed objective's, but for the first frame.
+    mixture_loss(denoiser, clean, history, given, chunks, behind, torch.ones(CONFIG.in_channels), 0.2)
+    x, level = asked[-1]
+    assert torch.equal(x[:, 0], clean[:, 0]) and not torch.equal(x[level == 0], history[level == 0])
 
 
 def test_the_velocity_s_error_is_that_of_the_velocity() -> None:
