@@ -69,7 +69,7 @@ def run(config: BenchAdapting, progress: Callable[[str], None] = print) -> list[
     if device.type != "cuda" and config.size == "full":
         raise BackendError("size is 'full' on a CPU, allowed is a CUDA device; pass size=tiny to try the benchmark.")
     ranks = Ranks()
-    if device.type != "cuda":
+    if ranks.count == 1 or device.type != "cuda":
         ranks.device = device
     try:
         return [_measure(config, variant, ranks, progress) for variant in config.variants]

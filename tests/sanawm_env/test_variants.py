@@ -59,6 +59,8 @@ def test_the_shipped_teacher_steps_out_of_the_box() -> None:
     default = gymnasium.make("sanawm_env/Rooms-v0")
     same, _ = default.reset(seed=3)
     *_, other = default.step(np.array([0.4, 0.2], np.float32))
+    env.close()
+    default.close()
     taught, plain = info["frames"].astype(float), other["frames"].astype(float)
     assert np.array_equal(first, same) and taught.shape == plain.shape
     # The same room from the same poses, not the same picture, and far from one that is not the room's.

@@ -158,6 +158,21 @@ def test_distillation_trains_student_and_fake_score(
     assert set(stage.figures()) == {"student", "nudge", "truth"} and float(stage.figures()["nudge"]) > 0
 
 
+def test_in_bf16_distillation_still_trains_every_weight(
+    teacher: WorldModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autocast keeps cast weights; those that a rollout cast without gradients must not serve the pass behind it."""
+    given = settings(DistillTraining, tmp_path, real="given", every=1, rolled=2, timesteps=(1000, 600))
+    stage = DistillStage(given, turned(teacher, "distilled"), teacher, ranks())
+    monkeypatch.setattr(stage.run, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    names = ("blocks.0.attn.qkv.weight", "blocks.1.attn.proj.weight", "final_layer.linear.weight")
+    nets = (stage.denoiser, stage.fake)
+    before = [net.get_parameter(name).detach().clone() for net in nets for name in names]
+    assert np.isfinite(losses(stage, 2)).all()
+    after = [net.get_parameter(name) for net in nets for name in names]
+    assert not any(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
 def test_the_fake_score_comes_to_know_what_the_student_makes(teacher: WorldModel, tmp_path: Path) -> None:
     given = settings(DistillTraining, tmp_path, real="given", every=1, rolled=2, critic_lr=3e-3, timesteps=(1000,))
     stage = DistillStage(given, turned(teacher, "distilled"), teacher, ranks())
