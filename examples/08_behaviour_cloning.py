@@ -28,7 +28,7 @@ episodes, tries = max(2, args.steps // 20), max(1, args.steps // 50)
 with tempfile.TemporaryDirectory() as folder:
     store, out = Path(folder) / "demonstrations.zarr", Path(folder) / "cloning"
     # The expert's actions get noise, so that it also shows how to come back; the store keeps what it wanted to do.
-    print(collect(Collect(out=store, episodes=episodes, world=args.world, batch=4, device=args.device)))
+    print(collect(Collect(out=store, episodes=episodes, world=args.world, batch=min(4, episodes), device=args.device)))
     print(train(CloningTraining(data=str(store), out=out, steps=args.steps, batch=64, device=args.device)))
 
     policy = ClonedPolicy.load(out / "policy", device=args.device or "cpu")

@@ -207,11 +207,12 @@ def test_pictures_and_noise_of_another_kind_are_named(model: WorldModel) -> None
         step(model, start(model, 1), poses(1, 0), noise=torch.zeros(1, 2, 8, 4, 4))
 
 
-def test_a_thousand_chunks_take_the_memory_of_three(model: WorldModel) -> None:
+def test_chunks_far_past_the_window_take_the_memory_of_three(model: WorldModel) -> None:
+    """A thousand take no more: test_env.py, which also looks at the process."""
     state = start(model, 1)
     state, _ = roll(model, state, range(3), batch=1)
     size = state.nbytes()
-    for chunk in range(3, 1000):
+    for chunk in range(3, 100):
         state, output = step(model, state, poses(1, chunk % 40))
-    assert state.nbytes() == size and state.chunk.tolist() == [1000]
+    assert state.nbytes() == size and state.chunk.tolist() == [100]
     assert torch.isfinite(output.latents).all()
