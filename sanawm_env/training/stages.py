@@ -153,7 +153,7 @@ def _rooms_distill(settings: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     training = _read(
         DistillTraining, settings, SMOKE_CLIPS | {"max_steps": 1, "every": 2, "rolled": 2} if smoke else {}
     )
-    real = bundle.load(training.real, device="cpu", precision="fp32")
+    real = None if training.real is None else bundle.load(training.real, device="cpu", precision="fp32")
     return _finish(DistillStage(training, student, real, ranks, earlier))
 
 

@@ -24,6 +24,7 @@ from sanawm_env.training import run_stage
 from sanawm_env.training.clip_stage import ClipStage, many_steps, turned
 from sanawm_env.training.denoiser import BidirectionalStage, BidirectionalTraining, DenoiserStage, TeacherTraining
 from sanawm_env.training.distill import DistillStage, DistillTraining
+from sanawm_env.training.judges import Adversary, Critic, Scores
 from sanawm_env.training.objective import blank_memory, clip_loss, noised, velocity
 from sanawm_env.training.ode import OdeStage, OdeTraining
 from sanawm_env.training.ranks import Ranks
@@ -53,6 +54,12 @@ def fresh(model: WorldModel) -> WorldModel:
 def losses(stage: ClipStage, steps: int) -> list[float]:
     bank, weight = stage.new_bank()
     return [float(stage.step(bank, stage.drawn(bank, 2), weight)[0]) for _ in range(steps)]
+
+
+def scores_of(stage: DistillStage) -> Scores:
+    scores = stage.judges["scores"]
+    assert isinstance(scores, Scores)
+    return scores
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +156,46 @@ def test_distillation_trains_student_and_fake_score(
     )
     stage = DistillStage(given, turned(teacher, "distilled"), real, ranks())
     before = {name: x.clone() for name, x in stage.denoiser.state_dict().items()}
-    frozen = {name: x.clone() for name, x in stage.real.state_dict().items()}
+    scores = scores_of(stage)
+    frozen = {name: x.clone() for name, x in scores.real.state_dict().items()}
     assert np.isfinite(losses(stage, 8)).all()
     moved = [name for name, x in stage.denoiser.state_dict().items() if not torch.equal(x, before[name])]
     assert len(stage._seen) == 4 and len(stage._rollouts) == 1  # of the last steps, and what is left
     assert len(moved) > 0.8 * len(dict(stage.denoiser.named_parameters())) and stage.run.step == 8
-    assert all(torch.equal(x, frozen[name]) for name, x in stage.real.state_dict().items())
-    assert set(stage.figures()) == {"student", "nudge", "truth"} and float(stage.figures()["nudge"]) > 0
+    assert all(torch.equal(x, frozen[name]) for name, x in scores.real.state_dict().items())
+    assert set(stage.figures()) == {"scores", "truth"} and float(stage.figures()["scores"]) > 0
+
+
+def test_an_adversary_learns_the_truth_and_moves_the_student(teacher: WorldModel, tmp_path: Path) -> None:
+    few = {"matching": 0.0, "adversary": 1.0, "truth": 0.0, "every": 1, "rolled": 2, "timesteps": (1000,)}
+    stage = DistillStage(settings(DistillTraining, tmp_path, **few), turned(teacher, "distilled"), None, ranks())
+    adversary = stage.judges["adversary"]
+    assert list(stage.judges) == ["adversary"] and isinstance(adversary, Adversary)
+    losses(stage, 1)
+    assert all(p.grad is None for p in adversary.critic.parameters())  # the student's loss leaves nothing in it
+    (seen,) = stage._seen
+    before = float(adversary.error(seen))
+    for _ in range(40):
+        stage._follow(seen)
+    assert float(adversary.error(seen)) < min(0.7 * before, 1.5)  # 2 is what it has where it cannot tell
+    assert adversary.critic(seen.latents).shape == (2, 5, *(-(-n // 2) for n in seen.latents.shape[-2:]))
+    made = seen.made.clone().requires_grad_(True)
+    adversary.objection(made, stage.given(seen)).backward()
+    assert made.grad is not None and not made.grad[:, 0].any() and made.grad[:, 1:].abs().amax((2, 3, 4)).all()
+    was = stage.denoiser.get_parameter("blocks.0.attn.qkv.weight").detach().clone()
+    losses(stage, 1)
+    assert not torch.equal(was, stage.denoiser.get_parameter("blocks.0.attn.qkv.weight"))
+
+
+def test_a_critic_is_bounded(teacher: WorldModel) -> None:
+    """However large its weights have grown."""
+    torch.manual_seed(0)
+    critic = Critic(4, width=8).eval()
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.mul_(1000.0) if parameter.ndim > 1 else parameter.zero_()
+    x, y = torch.randn(2, 1, 3, 4, 8, 8)
+    assert (critic(x) - critic(y)).norm() < 30 * (x - y).norm()
 
 
 def test_in_bf16_distillation_still_trains_every_weight(
@@ -166,7 +206,7 @@ def test_in_bf16_distillation_still_trains_every_weight(
     stage = DistillStage(given, turned(teacher, "distilled"), teacher, ranks())
     monkeypatch.setattr(stage.run, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
     names = ("blocks.0.attn.qkv.weight", "blocks.1.attn.proj.weight", "final_layer.linear.weight")
-    nets = (stage.denoiser, stage.fake)
+    nets = (stage.denoiser, scores_of(stage).fake)
     before = [net.get_parameter(name).detach().clone() for net in nets for name in names]
     assert np.isfinite(losses(stage, 2)).all()
     after = [net.get_parameter(name) for net in nets for name in names]
@@ -177,19 +217,19 @@ def test_the_fake_score_comes_to_know_what_the_student_makes(teacher: WorldModel
     given = settings(DistillTraining, tmp_path, real="given", every=1, rolled=2, critic_lr=3e-3, timesteps=(1000,))
     stage = DistillStage(given, turned(teacher, "distilled"), teacher, ranks())
     losses(stage, 1)
-    (made,) = stage._seen
-    level = torch.full(made.latents.shape[:2], 800.0)
+    (seen,) = stage._seen
+    fake, level = scores_of(stage).fake, torch.full(seen.made.shape[:2], 800.0)
     level[:, 0] = 0
-    noisy, chunks = noised(made.latents, level), score_chunks(teacher.config, 5)
+    noisy, chunks = noised(seen.made, level), score_chunks(teacher.config, 5)
 
     def error() -> float:
         with torch.no_grad():
-            seen = stage.fake.predict_clean(noisy, level, stage.given(made), chunks, blank_memory(stage.fake, noisy))
-        return float((seen - made.latents).square().mean())
+            told = fake.predict_clean(noisy, level, stage.given(seen), chunks, blank_memory(fake, noisy))
+        return float((told - seen.made).square().mean())
 
     before = error()
     for _ in range(30):
-        stage._follow(made)
+        stage._follow(seen)
     assert error() < 0.7 * before
 
 
@@ -199,7 +239,7 @@ def test_distillation_goes_on_with_its_fake_score(teacher: WorldModel, tmp_path:
     first.train()
     second = DistillStage(given, turned(teacher, "distilled"), teacher, ranks())
     assert second.run.step == 1
-    for one, other in ((first.fake, second.fake), (first.denoiser, second.denoiser)):
+    for one, other in ((scores_of(first).fake, scores_of(second).fake), (first.denoiser, second.denoiser)):
         for name, x in one.state_dict().items():
             assert torch.equal(x, other.state_dict()[name]), name
     model = bundle.load(tmp_path / "bundle", device="cpu", precision="fp32")
@@ -222,8 +262,13 @@ def test_bundles_of_every_variant_are_judged(tiny_model: WorldModel, tmp_path: P
 def test_a_stage_without_what_it_needs_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="start=FOLDER"):
         run_stage("rooms-ode", {"out": str(tmp_path), "device": "cpu", "smoke": True})
-    with pytest.raises(ConfigError, match="'real' of DistillTraining is missing"):
-        run_stage("rooms-distill", {"out": str(tmp_path), "device": "cpu", "smoke": True, "start": "rooms"})
+    distill = {"out": str(tmp_path), "device": "cpu", "smoke": True, "start": "rooms"}
+    with pytest.raises(ConfigError, match=r"real is None and matching 1\.0; give the bundle"):
+        run_stage("rooms-distill", distill)
+    with pytest.raises(ConfigError, match="not both 0"):
+        run_stage("rooms-distill", distill | {"matching": 0})
+    with pytest.raises(ConfigError, match="do without it, real=null"):
+        run_stage("rooms-distill", distill | {"matching": 0, "adversary": 1.0, "real": "rooms"})
 
 
 def test_a_group_given_in_part_keeps_the_stages_own_values(tmp_path: Path) -> None:
