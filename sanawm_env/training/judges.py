@@ -110,8 +110,8 @@ class Adversary(Judge):
 
 
 class Critic(nn.Module):
-    """latents [B, T, channels, h, w] -> how real each place looks [B, T, h / 2, w / 2], rounded up, from its surroundings in space
-    and time; of one Lipschitz constant whatever it learns.
+    """latents [B, T, channels, h, w] -> how real each place looks [B, T, h / 2, w / 2], rounded up, from what is around
+    it in space and time; of one Lipschitz constant whatever it learns.
     """
 
     def __init__(self, channels: int, width: int = 128) -> None:
