@@ -35,7 +35,7 @@ class DistillTraining(ClipTraining):
 
     matching: weight of distribution matching by two scores; 0 does without. real: the bundle of the frozen one, a
     bidirectional model or a teacher. critic_lr: of the fake one. score: noise levels at which they are compared.
-    adversary: weight of a critic that tells rollouts from the truth; 0 does without. adversary_lr: its own.
+    adversary: weight of a discriminator that tells rollouts from the truth; 0 does without. adversary_lr: its own.
     """
 
     minutes: float = 6.0
@@ -199,10 +199,7 @@ class DistillStage(ClipStage):
         loss = self.settings.truth * error
         for name, judge in self.judges.items():
             loss = loss + judge.weight * asked[name]
-        norm = self.run.descend(loss)
-        for judge in self.judges.values():  # what the student's loss left in them is not their own
-            judge.learner.module.zero_grad(set_to_none=True)
-        return norm
+        return self.run.descend(loss)
 
 
 def _check_scores(student: WorldModel, real: WorldModel) -> None:

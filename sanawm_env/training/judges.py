@@ -89,14 +89,18 @@ class Scores(Judge):
 
 
 class Adversary(Judge):
-    """A critic of places that learns to tell rollouts from the truth, with the hinge loss."""
+    """A discriminator of places that learns to tell rollouts from the truth, with the hinge loss."""
 
     def __init__(self, channels: int, ranks: Ranks, *, weight: float, lr: float, clip: float) -> None:
-        self.weight, self.critic = weight, Critic(channels).to(ranks.device)
-        self.learner = Learner(self.critic, ranks, lr=lr, muon_lr=None, clip=clip, betas=BETAS)
+        self.weight, self.discriminator = weight, Discriminator(channels).to(ranks.device)
+        self.learner = Learner(self.discriminator, ranks, lr=lr, muon_lr=None, clip=clip, betas=BETAS)
 
     def objection(self, made: Tensor, given: Conditioning) -> Tensor:
-        return -self._real(made).mean()
+        self.discriminator.requires_grad_(False)  # what the student lowers leaves no gradients here
+        try:
+            return -self._real(made).mean()
+        finally:
+            self.discriminator.requires_grad_(True)
 
     def error(self, seen: SelfForced) -> Tensor:
         truth, made = self._real(seen.latents.float()), self._real(seen.made)
@@ -105,11 +109,11 @@ class Adversary(Judge):
     def _real(self, latents: Tensor) -> Tensor:
         """How real latents look; the first frame is the truth in any case."""
         level = 1000 * ROUGHENED * torch.rand(latents.shape[0], 1, device=latents.device)
-        x: Tensor = self.critic(noised(latents[:, 1:], level.expand(-1, latents.shape[1] - 1)))
+        x: Tensor = self.discriminator(noised(latents[:, 1:], level.expand(-1, latents.shape[1] - 1)))
         return x.float()
 
 
-class Critic(nn.Module):
+class Discriminator(nn.Module):
     """latents [B, T, channels, h, w] -> how real each place looks [B, T, h / 2, w / 2], rounded up, from what is around
     it in space and time; of one Lipschitz constant whatever it learns.
     """

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sanawm_env.benchmarks.machine import commit
+from sanawm_env.errors import ConfigError
 from sanawm_env.training.learner import Learner
 from sanawm_env.training.loop import Ema, WallClock, load_checkpoint, rate_factor, save_checkpoint
 from sanawm_env.training.paths import PathPlanner
@@ -93,6 +94,7 @@ class Run:
             scaling=scaling,
         )
         if saved:
+            self._check_beside(saved.get("beside", {}))
             self.learner.load(saved)
         for name, learner in self.beside.items() if saved else ():
             learner.load(saved["beside"][name])
@@ -106,6 +108,14 @@ class Run:
         self._planner: PathPlanner | None = None
         torch.manual_seed(settings.seed + 1 + 1000 * self.first_step + ranks.index)
         self.clock = WallClock(settings.minutes, settings.total_minutes, float(saved.get("seconds", 0.0)))
+
+    def _check_beside(self, saved: Mapping[str, Any]) -> None:
+        theirs, ours = (" and ".join(sorted(names)) or "nothing" for names in (saved, self.beside))
+        if theirs != ours:
+            raise ConfigError(
+                f"{self.path} was trained with {theirs}, asked for is {ours}; go on with the former, or choose another "
+                "out=."
+            )
 
     def goes_on(self) -> bool:
         """Whether to take another step. Rank 0's clock decides for all: a rank that stopped alone would leave the

@@ -233,19 +233,19 @@ def resident_bytes() -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory in use from Linux's /proc")
-def test_a_thousand_steps_take_no_more_memory_than_fifty(tiny_model: WorldModel) -> None:
+def test_a_thousand_steps_take_no_more_memory_than_three(tiny_model: WorldModel) -> None:
     env = SanaWMEnv(tiny_model, task="drive")
     env.reset(seed=0, options={"image": picture()})
     sizes, resident = [], []
     for step in range(1000):
         observation, _, _, _, info = env.step([0.5, 0.9])
-        if step in (50, 999):
+        if step in (2, 50, 999):
             sizes.append(env.get_state().world.nbytes()["total"])
             resident.append(resident_bytes())
     assert info["frame"] == 8000
     assert observation.std() > 0
-    assert sizes[0] == sizes[1]
-    assert resident[1] - resident[0] < 20 * 2**20
+    assert len(set(sizes)) == 1
+    assert resident[2] - resident[1] < 20 * 2**20
 
 
 @pytest.mark.gpu

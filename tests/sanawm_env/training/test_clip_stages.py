@@ -24,7 +24,7 @@ from sanawm_env.training import run_stage
 from sanawm_env.training.clip_stage import ClipStage, many_steps, turned
 from sanawm_env.training.denoiser import BidirectionalStage, BidirectionalTraining, DenoiserStage, TeacherTraining
 from sanawm_env.training.distill import DistillStage, DistillTraining
-from sanawm_env.training.judges import Adversary, Critic, Scores
+from sanawm_env.training.judges import Adversary, Discriminator, Scores
 from sanawm_env.training.objective import blank_memory, clip_loss, noised, velocity
 from sanawm_env.training.ode import OdeStage, OdeTraining
 from sanawm_env.training.ranks import Ranks
@@ -172,13 +172,13 @@ def test_an_adversary_learns_the_truth_and_moves_the_student(teacher: WorldModel
     adversary = stage.judges["adversary"]
     assert list(stage.judges) == ["adversary"] and isinstance(adversary, Adversary)
     losses(stage, 1)
-    assert all(p.grad is None for p in adversary.critic.parameters())  # the student's loss leaves nothing in it
+    assert all(p.grad is None for p in adversary.discriminator.parameters())  # the student's loss leaves nothing in it
     (seen,) = stage._seen
     before = float(adversary.error(seen))
     for _ in range(40):
         stage._follow(seen)
     assert float(adversary.error(seen)) < min(0.7 * before, 1.5)  # 2 is what it has where it cannot tell
-    assert adversary.critic(seen.latents).shape == (2, 5, *(-(-n // 2) for n in seen.latents.shape[-2:]))
+    assert adversary.discriminator(seen.latents).shape == (2, 5, *(-(-n // 2) for n in seen.latents.shape[-2:]))
     made = seen.made.clone().requires_grad_(True)
     adversary.objection(made, stage.given(seen)).backward()
     assert made.grad is not None and not made.grad[:, 0].any() and made.grad[:, 1:].abs().amax((2, 3, 4)).all()
@@ -187,15 +187,15 @@ def test_an_adversary_learns_the_truth_and_moves_the_student(teacher: WorldModel
     assert not torch.equal(was, stage.denoiser.get_parameter("blocks.0.attn.qkv.weight"))
 
 
-def test_a_critic_is_bounded(teacher: WorldModel) -> None:
+def test_a_discriminator_is_bounded() -> None:
     """However large its weights have grown."""
     torch.manual_seed(0)
-    critic = Critic(4, width=8).eval()
+    discriminator = Discriminator(4, width=8).eval()
     with torch.no_grad():
-        for parameter in critic.parameters():
+        for parameter in discriminator.parameters():
             parameter.mul_(1000.0) if parameter.ndim > 1 else parameter.zero_()
     x, y = torch.randn(2, 1, 3, 4, 8, 8)
-    assert (critic(x) - critic(y)).norm() < 30 * (x - y).norm()
+    assert (discriminator(x) - discriminator(y)).norm() < 30 * (x - y).norm()
 
 
 def test_in_bf16_distillation_still_trains_every_weight(
@@ -242,6 +242,8 @@ def test_distillation_goes_on_with_its_fake_score(teacher: WorldModel, tmp_path:
     for one, other in ((scores_of(first).fake, scores_of(second).fake), (first.denoiser, second.denoiser)):
         for name, x in one.state_dict().items():
             assert torch.equal(x, other.state_dict()[name]), name
+    with pytest.raises(ConfigError, match=r"trained with scores, asked for is adversary and scores"):
+        DistillStage(replace(given, adversary=1.0), turned(teacher, "distilled"), teacher, ranks())
     model = bundle.load(tmp_path / "bundle", device="cpu", precision="fp32")
     assert model.config.variant == "distilled" and model.config.timesteps == STEPS.timesteps
     other = WorldModel.random(teacher.config, seed=1)
