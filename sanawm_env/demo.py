@@ -96,8 +96,6 @@ def run(config: DemoConfig) -> dict[str, Any]:
     _check_folder(config.out)
     with _loading("torch"):
         import torch  # noqa: F401
-    with _loading("diffusers"):
-        from diffusers.models.autoencoders import autoencoder_kl_ltx2  # noqa: F401
     with _loading(f"the bundle {config.bundle!r}"):
         env = make(config)
     try:

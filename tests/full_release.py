@@ -29,7 +29,7 @@ def write_full_release(root: Path, device: str = "cuda") -> Path:
     (root / "sana_dit").mkdir(parents=True)
     weights = {name: x.cpu() for name, x in original_names(parts["denoiser"].state_dict()).items()}
     torch.save({"generator": {f"model.{name}": x for name, x in weights.items()}}, root / "sana_dit" / "model.pt")
-    autoencoder.vae.save_pretrained(root / "ltx2_causal_vae")
+    autoencoder.to_diffusers().save_pretrained(root / "ltx2_causal_vae")
     thin = TEXT | {"hidden_size": config.denoiser.caption_channels, "num_hidden_layers": 1}
     save_encoder(root / "gemma2", make_gemma2(Gemma2Model, **thin))
     return root

@@ -18,8 +18,12 @@ EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("[0-9]*.py"))
 RELEASED = "03_sana_wm.py"  # the one that needs weights which are not in the package
 DRAWS_MUJOCO = "11_record_any_env.py"
 EXTRAS = {"07_ppo_in_the_dream.py": ("stable_baselines3", "rl"), "10_arm_camera.py": ("mujoco", "mujoco")}
-# On a CPU, futures are computed one after another.
-FEW = {"02_fork_and_plan.py": ["--futures", "3"], "09_mpc.py": ["--candidates", "2"]}
+# On a CPU, futures are computed one after another, and a step of the shipped world's training takes ten seconds.
+FEW = {
+    "02_fork_and_plan.py": ["--futures", "3"],
+    "09_mpc.py": ["--candidates", "2"],
+    "12_adapt.py": ["--steps", "1"],
+}
 MAX_LINES = 60
 
 

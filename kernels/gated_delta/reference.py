@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sanawm_env.kernels.backend import needs_gradients
 from sanawm_env.kernels.chunk_frames import chunk_ends
-from sanawm_env.kernels.gated_delta.scan import product, scan
+from sanawm_env.kernels.gated_delta.scan import plain_scan, product, scan
 
 
 def key_scale(width: int, tokens: int) -> float:
@@ -30,7 +31,10 @@ def delta_scan(
     state: [B, N, D, E] carried in. chunks: lengths whose sum is T; the backward scan starts from zero at each chunk's
     end. Returns the state each frame reads, [B, T, N, D, E], and the forward state after each chunk, [B, K, N, D, E].
     """
-    return scan(gram, write, decay, state, list(chunks))
+    # An operator's first call loads torch's compiler, which takes seconds; where nothing is compiled or differentiated
+    # it gives nothing for them.
+    as_operator = torch.compiler.is_compiling() or needs_gradients(gram, write, decay, state)
+    return (scan if as_operator else plain_scan)(gram, write, decay, state, list(chunks))
 
 
 def gated_delta(

@@ -54,14 +54,16 @@ def _spans(chunks: list[int]) -> Iterator[tuple[int, int]]:
     return pairwise((0, *chunk_ends(tuple(chunks))))
 
 
-@torch.library.custom_op("sanawm_env::delta_scan", mutates_args=())
-def scan(gram: Tensor, write: Tensor, decay: Tensor, state: Tensor, chunks: list[int]) -> tuple[Tensor, Tensor]:
-    """As the reference's `delta_scan`."""
+def plain_scan(gram: Tensor, write: Tensor, decay: Tensor, state: Tensor, chunks: list[int]) -> tuple[Tensor, Tensor]:
+    """As the reference's `delta_scan`, without the operator."""
     g = decay[..., None, None]
     forward, behind = _states(gram, write, g, state), _behind(gram, write, g, chunks)
     read = [x if y is None else x + y for x, y in zip(forward, behind, strict=True)]
     ends = chunk_ends(tuple(chunks))
     return torch.stack(read, dim=1), torch.stack([forward[end - 1] for end in ends], dim=1)
+
+
+scan = torch.library.custom_op("sanawm_env::delta_scan", plain_scan, mutates_args=())
 
 
 @scan.register_fake

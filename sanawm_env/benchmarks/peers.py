@@ -24,8 +24,7 @@ from sanawm_env.world import WorldModel
 def measure_diffusers(bench: Bench) -> None:
     """Diffusers' own model and decoder on our weights and inputs, and how far its results are from ours."""
     try:
-        diffusers = importlib.import_module("diffusers")
-        model_class, autoencoder_class = diffusers.SanaWMTransformer3DModel, diffusers.AutoencoderKLLTX2Video
+        model_class = importlib.import_module("diffusers").SanaWMTransformer3DModel
     except (ImportError, AttributeError) as error:
         bench.absent("diffusers", error)
         return
@@ -33,7 +32,7 @@ def measure_diffusers(bench: Bench) -> None:
     shape = model.config.denoiser
     with torch.device("meta"):
         transformer = model_class(**diffusers_config(shape))
-        autoencoder = autoencoder_class.from_config(model.autoencoder.vae.config)
+    autoencoder = model.autoencoder.to_diffusers()
     # The table of rotations is no weight, and on the meta device it holds nothing.
     rope = transformer.rope
     transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)

@@ -1,13 +1,15 @@
 """The causal video autoencoder: LTX-2's class, encoded as a clip and decoded as a stream with an explicit cache.
 
-Weights and layers are those of diffusers' `AutoencoderKLLTX2Video`, from the Rooms size to the released one;
-causal_video.py computes with them. All that a stream remembers is a flat dict of tensors which goes in and comes out.
+Weights and layers are those of diffusers' `AutoencoderKLLTX2Video`, from the Rooms size to the released one
+(video_layers.py); causal_video.py computes with them. All that a stream remembers is a flat dict of tensors which goes
+in and comes out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,7 @@ from sanawm_env.errors import ConfigError, StateError, nearest
 from sanawm_env.model import causal_video
 from sanawm_env.model.causal_video import Cache, Stream
 from sanawm_env.model.offload import device_of, on_demand
-
-STRIDES = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "spatiotemporal": (2, 2, 2)}
-
+from sanawm_env.model.video_layers import STRIDES, VideoLayers
 
 # Frames of a tile of `decode_tiled`, and from one tile to the next.
 TILE_FRAMES, TILE_STRIDE = 96, 64
@@ -102,35 +102,9 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        # Importing diffusers takes a second or two; only whoever builds an autoencoder pays for it.
-        from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
-
         self.config = config
-        self.vae = AutoencoderKLLTX2Video(
-            latent_channels=config.latent_channels,
-            block_out_channels=config.encoder_widths,
-            down_block_types=("LTX2VideoDownBlock3D",) * len(config.levels),
-            decoder_block_out_channels=config.decoder_widths,
-            layers_per_block=config.encoder_layers,
-            decoder_layers_per_block=config.decoder_layers,
-            spatio_temporal_scaling=(True,) * len(config.levels),
-            decoder_spatio_temporal_scaling=(True,) * len(config.upsampling),
-            decoder_inject_noise=(False,) * (len(config.upsampling) + 1),
-            downsample_type=config.levels,
-            upsample_type=config.upsampling,
-            upsample_residual=config.upsample_residual or (True,) * len(config.upsampling),
-            upsample_factor=config.upsample_factors,
-            patch_size=config.patch,
-            decoder_causal=config.decoder_causal,
-            encoder_spatial_padding_mode=config.encoder_padding,
-            decoder_spatial_padding_mode=config.decoder_padding,
-            spatial_compression_ratio=config.spatial_stride,
-            temporal_compression_ratio=config.temporal_stride,
-        )
+        self.vae = VideoLayers(config)
         causal_video.lay_out(self.vae)
-        # Read by `decode_tiled` alone (spec rollout.md 4).
-        self.vae.enable_tiling(tile_sample_min_num_frames=TILE_FRAMES, tile_sample_stride_num_frames=TILE_STRIDE)
-        self.vae.use_framewise_decoding = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -209,14 +183,49 @@ class Autoencoder(nn.Module):
         )
 
     @on_demand
-    def decode_tiled(self, latents: Tensor) -> Tensor:
+    def decode_tiled(self, latents: Tensor, tiles: Mapping[str, int] | None = None) -> Tensor:
         """Pixels [B, 3, 1+rk, H, W] of whole clips, in overlapping tiles that are blended: for clips whose decoding at
         once would not fit, by a decoder that looks ahead and so cannot stream. Clips smaller than a tile are decoded
-        whole.
+        whole. tiles: other sizes and strides, named as in diffusers' `enable_tiling`.
         """
+        public = self.to_diffusers()
+        long = {"tile_sample_min_num_frames": TILE_FRAMES, "tile_sample_stride_num_frames": TILE_STRIDE}
+        public.enable_tiling(**long, **(tiles or {}))
+        public.use_framewise_decoding = True  # spec rollout.md 4
         raw = self._denormalise(latents).permute(0, 4, 1, 2, 3)
-        pixels: Tensor = self.vae.decode(raw, return_dict=False)[0]
+        pixels: Tensor = public.decode(raw, return_dict=False)[0]
         return pixels
+
+    def to_diffusers(self) -> Any:
+        """Diffusers' `AutoencoderKLLTX2Video` of these very weights, no copies."""
+        # Importing it takes seconds (video_layers.py).
+        from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
+
+        config = self.config
+        with torch.device("meta"):
+            public = AutoencoderKLLTX2Video(
+                latent_channels=config.latent_channels,
+                block_out_channels=config.encoder_widths,
+                down_block_types=("LTX2VideoDownBlock3D",) * len(config.levels),
+                decoder_block_out_channels=config.decoder_widths,
+                layers_per_block=config.encoder_layers,
+                decoder_layers_per_block=config.decoder_layers,
+                spatio_temporal_scaling=(True,) * len(config.levels),
+                decoder_spatio_temporal_scaling=(True,) * len(config.upsampling),
+                decoder_inject_noise=(False,) * (len(config.upsampling) + 1),
+                downsample_type=config.levels,
+                upsample_type=config.upsampling,
+                upsample_residual=config.upsample_residual or (True,) * len(config.upsampling),
+                upsample_factor=config.upsample_factors,
+                patch_size=config.patch,
+                decoder_causal=config.decoder_causal,
+                encoder_spatial_padding_mode=config.encoder_padding,
+                decoder_spatial_padding_mode=config.decoder_padding,
+                spatial_compression_ratio=config.spatial_stride,
+                temporal_compression_ratio=config.temporal_stride,
+            )
+        public.load_state_dict(self.vae.state_dict(), assign=True)
+        return public.eval().requires_grad_(False)
 
     def _denormalise(self, latents: Tensor) -> Tensor:
         """Raw latents [B, n, h, w, C] in the dtype of the weights."""

@@ -1,8 +1,8 @@
-"""LTX-2's video encoder and decoder as functions over diffusers' modules, with the memory of a stream going in and out.
+"""LTX-2's video encoder and decoder as functions over layers, with the memory of a stream going in and out.
 
-Diffusers runs a whole clip and keeps nothing. These functions read the weights of its modules and compute the same,
-with two differences that streaming needs (spec rollout.md 9): a causal convolution takes its last k-1 input frames from
-a cache, and a temporal upsampler drops its leading frames only at the start of a stream.
+Diffusers runs a whole clip and keeps nothing. These functions read the weights of the same layers (video_layers.py) and
+compute the same, with two differences that streaming needs (spec rollout.md 9): a causal convolution takes its last k-1
+input frames from a cache, and a temporal upsampler drops its leading frames only at the start of a stream.
 
 Activations are [B, T, H, W, C], channels last. On a CPU a convolution over time and space runs as one over space on
 the k frames side by side as channels: the same sums, in fp32 seven times as fast as torch's own. On a GPU torch's own
@@ -22,6 +22,8 @@ from sanawm_env.kernels.channels_to_space import channels_to_space
 from sanawm_env.kernels.conv_frames import conv_frames
 
 Cache = dict[str, Tensor]
+
+EPSILON = 1e-8  # of the mean square, where channels are brought to unit root mean square
 
 
 class Stream:
@@ -75,7 +77,7 @@ def encode(encoder: Any, pixels: Tensor, stream: Stream) -> Tensor:
         for j, downsampler in enumerate(block.downsamplers or ()):
             x = _downsample(downsampler, f"down_blocks.{i}.downsamplers.{j}", x, stream)
     x = _residual_blocks(encoder.mid_block, "mid_block", x, stream)
-    return _convolve(encoder.conv_out, "conv_out", x, stream, encoder.norm_out)
+    return _convolve(encoder.conv_out, "conv_out", x, stream, EPSILON)
 
 
 def decode(decoder: Any, latents: Tensor, stream: Stream) -> Tensor:
@@ -88,7 +90,7 @@ def decode(decoder: Any, latents: Tensor, stream: Stream) -> Tensor:
         for j, upsampler in enumerate(block.upsamplers or ()):
             x = _upsample(upsampler, f"up_blocks.{i}.upsamplers.{j}", x, stream)
         x = _residual_blocks(block, f"up_blocks.{i}", x, stream)
-    x = _convolve(decoder.conv_out, "conv_out", x, stream, decoder.norm_out)
+    x = _convolve(decoder.conv_out, "conv_out", x, stream, EPSILON)
     return _unfold_patches(x, decoder.patch_size)
 
 
@@ -108,14 +110,14 @@ def memory_shapes(decoder: nn.Module, height: int, width: int) -> Iterator[tuple
             scale *= upsampler.stride[1]
 
 
-def _convolve(causal: Any, name: str, x: Tensor, stream: Stream, norm: Any = None) -> Tensor:
-    """Convolution of x; with a norm, of SiLU of x at unit root mean square over the channels of each pixel."""
+def _convolve(causal: Any, name: str, x: Tensor, stream: Stream, epsilon: float | None = None) -> Tensor:
+    """Convolution of x; with an epsilon, of SiLU of x at unit root mean square over the channels of each pixel."""
     conv = causal.conv
     taps, padding, border = conv.kernel_size[0], conv.padding[1:], (0, 0)
     if conv.padding_mode == "reflect":
         padding, border = border, padding
     frames = x.shape[1]
-    x = stream.extend(name, x, taps - 1, border, None if norm is None else norm.eps)
+    x = stream.extend(name, x, taps - 1, border, epsilon)
     if x.device.type == "cpu":
         side_by_side = torch.cat([x[:, k : k + frames] for k in range(taps)], dim=-1)
         weight = conv.weight.transpose(1, 2).flatten(1, 2)
@@ -131,8 +133,8 @@ def _residual_blocks(parent: Any, name: str, x: Tensor, stream: Stream) -> Tenso
 
 
 def _residual_block(block: Any, name: str, x: Tensor, stream: Stream) -> Tensor:
-    y = _convolve(block.conv1, f"{name}.conv1", x, stream, block.norm1)
-    y = _convolve(block.conv2, f"{name}.conv2", y, stream, block.norm2)
+    y = _convolve(block.conv1, f"{name}.conv1", x, stream, EPSILON)
+    y = _convolve(block.conv2, f"{name}.conv2", y, stream, EPSILON)
     if block.conv_shortcut is not None:
         x = F.linear(block.norm3(x), block.conv_shortcut.weight.flatten(1), block.conv_shortcut.bias)
     return y + x

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from diffusers import AutoencoderKLLTX2Video, FlowMatchEulerDiscreteScheduler, SanaWMPipeline, SanaWMTransformer3DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, SanaWMPipeline, SanaWMTransformer3DModel
 from PIL import Image
 
 from sanawm_env.benchmarks.peers import diffusers_config
@@ -73,9 +73,8 @@ def test_the_bidirectional_variant_equals_the_public_pipeline() -> None:
     model = WorldModel.random(config)
     transformer = SanaWMTransformer3DModel(**diffusers_config(shape)).eval()
     transformer.load_state_dict(model.denoiser.state_dict())
-    vae = AutoencoderKLLTX2Video.from_config(model.autoencoder.vae.config).eval()
-    vae.load_state_dict({name: x.contiguous() for name, x in model.autoencoder.vae.state_dict().items()})
-    public = SanaWMPipeline(None, None, vae, transformer, FlowMatchEulerDiscreteScheduler(shift=9.8))
+    vae, scheduler = model.autoencoder.to_diffusers(), FlowMatchEulerDiscreteScheduler(shift=9.8)
+    public = SanaWMPipeline(None, None, vae, transformer, scheduler)
     public.set_progress_bar_config(disable=True)
 
     poses, (text, mask), (none, none_mask) = path(1, 17), prompt(1, 4), prompt(1, 5)

@@ -121,7 +121,7 @@ def test_the_whole_demo_with_a_tiny_world(
     printed = capsys.readouterr().out
     assert figures["frames"] == 16, "rounded up to whole steps"
     assert figures["fps"] > 0 and list(figures["psnr_visible"]) == ["8"]
-    assert printed.startswith("loading torch ...") and "loading diffusers" in printed
+    assert printed.startswith("loading torch ...") and "loading the bundle" in printed
     assert printed.count(str(tmp_path / "out")) >= 4
     episode = EpisodeStore(tmp_path / "out" / "episode.zarr")
     assert episode[0]["frames"].shape == (16, 32, 40, 3) and episode.describe(0)["seed"] == 0

@@ -69,13 +69,23 @@ def decode_in_parts(autoencoder: Autoencoder, latents: Tensor, parts: list[int])
 
 
 def test_encode_and_decode_equal_diffusers(autoencoder: Autoencoder) -> None:
-    vae, frames = autoencoder.vae, clips(autoencoder.config)
+    vae, frames = autoencoder.to_diffusers(), clips(autoencoder.config)
     raw = vae.encode(frames).latent_dist.mode()
     mean, std = (x.view(1, -1, 1, 1, 1) for x in (vae.latents_mean, vae.latents_std))
     latents = autoencoder.encode(frames)
     torch.testing.assert_close(latents.transpose(1, 2), (raw - mean) / std, atol=2e-5, rtol=0)
     pixels, _ = autoencoder.decode(latents, autoencoder.initial_cache(1, *GRID))
     torch.testing.assert_close(pixels, vae.decode(raw).sample, atol=2e-5, rtol=0)
+
+
+def test_layers_are_those_of_diffusers(autoencoder: Autoencoder) -> None:
+    """Names, order and shapes of all weights, and the values that a seed begins with."""
+    torch.manual_seed(0)
+    ours = Autoencoder(autoencoder.config).vae.state_dict()
+    torch.manual_seed(0)
+    theirs = AutoencoderKLLTX2Video.from_config(autoencoder.to_diffusers().config).state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], x) for name, x in theirs.items())
 
 
 @pytest.mark.parametrize("parts", [[1, 1, 1, 1, 1], [1, 2, 2], [3, 2]], ids=str)
@@ -138,19 +148,15 @@ def test_tiles_are_those_of_the_public_autoencoder() -> None:
     latents = torch.randn(1, 3, TINY.latent_channels, 16, 16, generator=draw)
     whole = autoencoder.decode_tiled(latents)
     side = 16 * TINY.spatial_stride
-    public = AutoencoderKLLTX2Video.from_config(autoencoder.vae.config).eval()
+    public = AutoencoderKLLTX2Video.from_config(autoencoder.to_diffusers().config).eval()
     public.load_state_dict({name: x.contiguous() for name, x in autoencoder.vae.state_dict().items()})
     mean, std = (x.view(1, -1, 1, 1, 1) for x in (public.latents_mean, public.latents_std))
     errors = []
     for size in (side // 2, 3 * side // 4):
-        for vae in (autoencoder.vae, public):
-            vae.enable_tiling(
-                tile_sample_min_height=size,
-                tile_sample_min_width=size,
-                tile_sample_stride_height=side // 4,
-                tile_sample_stride_width=side // 4,
-            )
-        tiled = autoencoder.decode_tiled(latents)
+        tiles = {f"tile_sample_min_{edge}": size for edge in ("height", "width")}
+        tiles |= {f"tile_sample_stride_{edge}": side // 4 for edge in ("height", "width")}
+        public.enable_tiling(**tiles)
+        tiled = autoencoder.decode_tiled(latents, tiles)
         wanted = public.decode(latents.transpose(1, 2) * std + mean, return_dict=False)[0]
         torch.testing.assert_close(tiled, wanted, atol=1e-5, rtol=1e-5)
         errors.append(float((tiled - whole).norm() / whole.norm()))
