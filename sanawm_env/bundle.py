@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -17,11 +16,32 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from sanawm_env.bundle_files import (
+    AGAIN,
+    DENOISER,
+    DESCRIPTION,
+    DIFFERENCE,
+    PLAIN,
+    QUANTISED,
+    Beside,
+    placed,
+    read_description,
+    told_of,
+    verify,
+    weights_of,
+)
 from sanawm_env.config import from_mapping
 from sanawm_env.errors import BundleError, ConfigError, StorageError, nearest
 from sanawm_env.model import causal_video
 from sanawm_env.model.autoencoder import Autoencoder
-from sanawm_env.model.checkpoint import SHARD_BYTES, differences, fill, read_weights, shapes_of, write_weights
+from sanawm_env.model.checkpoint import (
+    SHARD_BYTES,
+    differences,
+    fill,
+    is_matrix,
+    shapes_of,
+    write_weights,
+)
 from sanawm_env.model.config import Variant, WorldConfig
 from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.offload import Offload, home, offload_part
@@ -31,11 +51,7 @@ from sanawm_env.refiner_bundle import load_small_refiner
 from sanawm_env.world import WorldModel
 
 EMBEDDED = Path(__file__).parent / "bundles"
-DESCRIPTION = "bundle.json"
-# The second has a quantised denoiser.
-PLAIN, QUANTISED = 1, 2
 LICENCE = "Apache-2.0"
-AGAIN = "install or download the bundle again."
 
 _loaded: dict[tuple[str, str, Placement, bool], WorldModel] = {}
 _lock = threading.Lock()
@@ -55,19 +71,19 @@ def load(
 ) -> WorldModel:
     """The world model of an embedded bundle's name or of a bundle's folder; loaded once a process, then shared.
 
-    variant: of the bundle, where it is not the folder itself: that in the folder beside it whose name ends in the
-    variant's ("rooms" and "rooms-teacher"). refiner: whether the bundle's refiner, in "rooms-refiner", runs too.
-    device: see `placement.find_device`. precision: "auto" is bf16 where the device multiplies it natively, fp32
-    elsewhere, and what a quantised bundle holds; "fp32" computes worlds of a batch one after another; "fp8" (weights
-    and products in 8 bits, NVIDIA from capability 8.9) and "nvfp4" (weights in 4.5 bits) quantise the denoiser's large
-    layers while they are read. offload: see `placement.find_offload`. layers: which of them, "default" if None, or
-    "max" for the camera's projections and the temporal convolutions too. simulate: FP8 where there is no such product,
-    slowly, by one that rounds the same; `model.execution` says so. captured: see `placement.find_captured`;
-    `model.captured` says it. BundleError: an unknown name, a missing or damaged file, a bundle of another format.
-    BackendError: a device that cannot run the precision.
+    variant: of the bundle: that in the folder beside it whose name ends in the variant's ("rooms" and "rooms-teacher"),
+    or the folder itself where it is one. refiner: whether the bundle's refiner, in "rooms-refiner", runs too. device:
+    see `placement.find_device`. precision: "auto" is bf16 where the device multiplies it natively, fp32 elsewhere, and
+    what a quantised bundle holds; "fp32" computes worlds of a batch one after another; "fp8" (weights and products in 8
+    bits, NVIDIA from capability 8.9) and "nvfp4" (weights in 4.5 bits) quantise the denoiser's large layers while they
+    are read. offload: see `placement.find_offload`. layers: which of them, "default" if None, or "max" for the camera's
+    projections and the temporal convolutions too. simulate: FP8 where there is no such product, slowly, by one that
+    rounds the same; `model.execution` says so. captured: see `placement.find_captured`; `model.captured` says it.
+    BundleError: an unknown name, a missing or damaged file, a bundle of another format. BackendError: a device that
+    cannot run the precision.
     """
     folder = folder_of(name_or_path, variant)
-    told, fingerprint = _read_description(folder)
+    told, fingerprint = read_description(folder)
     precision, layers = _as_stored(folder, told, precision, layers)
     wanted = place(device, precision, offload, layers, simulate=simulate, captured=captured)
     key = (str(folder), fingerprint, wanted, refiner)
@@ -130,21 +146,31 @@ def save(
 ) -> Path:
     """Writes a bundle, whole or not at all, and returns its folder.
 
-    provenance: where the weights come from, as JSON. bits: of large matrices, 6, 8, 16 or 32 (checkpoint.py), those of
-    quantised layers apart, which stay as they are. replace:
+    provenance: where the weights come from, as JSON. bits: of large matrices, 2 to 8, 16 or 32 (checkpoint.py), those
+    of quantised layers apart, which stay as they are. replace:
     whether a bundle in `directory` may be replaced. shard_bytes: size of a weight file. licence: of the weights.
-    shared: a bundle in a folder beside it, whose files of the autoencoder it reads instead of files of its own.
-    BundleError when something is there already or that autoencoder is another, StorageError when the disk refuses.
+    shared: a bundle in a folder beside it, whose files of the autoencoder it reads instead of files of its own. With 8
+    bits or fewer the denoiser's matrices are differences to that bundle's: what was trained from it a little further
+    is told by few bits.
+    BundleError when something is there already or that autoencoder or denoiser is of another kind, StorageError when
+    the disk refuses.
     """
     target = check_target(directory, replace)
-    lent = {} if shared is None else _lent(Path(shared), target, model.autoencoder)
+    stem, weights, lent = DENOISER, model.denoiser.state_dict(), {}
+    if shared is not None:
+        beside = Beside(Path(shared), target)
+        lent = beside.autoencoder(model.autoencoder)
+        if bits <= 8:
+            base, files = beside.denoiser(model.denoiser)
+            stem, lent = DIFFERENCE, lent | files
+            weights = {name: x.float().cpu() - base[name] if is_matrix(x) else x for name, x in weights.items()}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
             partial = Path(scratch) / target.name
             partial.mkdir()
-            names = write_weights(partial, "denoiser", model.denoiser.state_dict(), bits=bits, shard_bytes=shard_bytes)
-            if not lent:
+            names = write_weights(partial, stem, weights, bits=bits, shard_bytes=shard_bytes)
+            if shared is None:
                 names += write_weights(
                     partial, "autoencoder", model.autoencoder.state_dict(), bits=bits, shard_bytes=shard_bytes
                 )
@@ -157,33 +183,14 @@ def save(
     return target
 
 
-def _lent(shared: Path, target: Path, autoencoder: Autoencoder) -> dict[str, Any]:
-    """What the description of a bundle in `target` says of the files of the autoencoder in `shared`. BundleError."""
-    if shared.resolve().parent != target.resolve().parent:
-        raise BundleError(f"shared is {shared}, allowed is a bundle's folder beside {target}; move one of them.")
-    told, _ = _read_description(shared)
-    files = {name: x for name, x in told["files"].items() if name.startswith("autoencoder-")}
-    theirs = read_weights(_placed(shared, name, expected) for name, expected in files.items())
-    mine = autoencoder.state_dict()
-    same = mine.keys() == theirs.keys() and all(close(mine[name], x) for name, x in theirs.items())
-    if not same:
-        raise BundleError(f"{shared} has another autoencoder than the model; save without shared.")
-    return {name: {"of": shared.resolve().name, **expected} for name, expected in files.items()}
-
-
-def close(one: Tensor, other: Tensor) -> bool:
-    """Whether weights are the same but for having been written in 8 bits once more."""
-    return one.shape == other.shape and torch.allclose(one.float().cpu(), other.float().cpu(), rtol=1e-4, atol=1e-6)
-
-
 def description(name_or_path: str | Path = "rooms") -> dict[str, Any]:
     """What bundle.json says: config, rates, strides, files, units, licence, provenance."""
-    return _read_description(folder_of(name_or_path))[0]
+    return read_description(folder_of(name_or_path))[0]
 
 
 def fingerprint(name_or_path: str | Path = "rooms") -> str:
     """SHA-256 of what decides a bundle's frames, as `WorldModel.fingerprint` has it."""
-    return _read_description(folder_of(name_or_path))[1]
+    return read_description(folder_of(name_or_path))[1]
 
 
 def empty_parts(config: WorldConfig) -> dict[str, nn.Module]:
@@ -226,11 +233,11 @@ def folder_of(name_or_path: str | Path, variant: Variant | None = None) -> Path:
         return folder
     if variant not in get_args(Variant):
         raise ConfigError(f"variant is {variant!r}; {nearest(str(variant), get_args(Variant))}")
-    if _variant(folder) == variant:
-        return folder
     other = folder.with_name(f"{folder.name}-{variant}")
     if (other / DESCRIPTION).is_file() and _variant(other) == variant:
         return other
+    if _variant(folder) == variant:
+        return folder
     beside = [path.parent for path in folder.parent.glob(f"{folder.name}-*/{DESCRIPTION}")]
     there = [_variant(path) for path in (folder, *sorted(beside))]
     raise BundleError(
@@ -240,7 +247,7 @@ def folder_of(name_or_path: str | Path, variant: Variant | None = None) -> Path:
 
 
 def _variant(folder: Path) -> str:
-    return str(_read_description(folder)[0]["config"].get("variant", "distilled"))
+    return str(read_description(folder)[0]["config"].get("variant", "distilled"))
 
 
 def _named(name_or_path: str | Path) -> Path:
@@ -253,27 +260,6 @@ def _named(name_or_path: str | Path) -> Path:
     if folder.is_dir():
         raise BundleError(f"folder {folder} is no bundle: it holds no {DESCRIPTION}; give the folder that holds one.")
     raise BundleError(f"bundle {str(name_or_path)!r} is unknown; {nearest(str(name_or_path), known())}")
-
-
-def _read_description(folder: Path) -> tuple[dict[str, Any], str]:
-    path = folder / DESCRIPTION
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        config, files, version = told["config"], told["files"], told["format"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BundleError(f"{path} is damaged ({type(error).__name__}: {error}); {AGAIN}") from error
-    if version != (QUANTISED if "quantisation" in told else PLAIN):
-        raise BundleError(
-            f"{path} has format {version}, this version reads {PLAIN}, and {QUANTISED} of quantised weights; install a "
-            "matching sanawm-env."
-        )
-    return told, _fingerprint(config, files)
-
-
-def _fingerprint(config: Any, files: Any) -> str:
-    """SHA-256 of what decides the frames: configuration and weights, not the provenance, nor where the files lie."""
-    weights = {name: {key: x for key, x in told.items() if key != "of"} for name, told in files.items()}
-    return hashlib.sha256(json.dumps([config, weights], sort_keys=True).encode()).hexdigest()
 
 
 def _as_stored(
@@ -296,9 +282,9 @@ def _as_stored(
 
 def _build(folder: Path, told: dict[str, Any], fingerprint: str, placement: Placement) -> WorldModel:
     config = _config(folder, told["config"])
-    files = {name: _placed(folder, name, expected) for name, expected in told["files"].items()}
+    files = {name: placed(folder, name, expected) for name, expected in told["files"].items()}
     for name, expected in told["files"].items():
-        _verify(files[name], expected)
+        verify(files[name], expected)
     parts = empty_parts(config)
     if "quantisation" in told:
         denoiser = parts["denoiser"]
@@ -307,7 +293,7 @@ def _build(folder: Path, told: dict[str, Any], fingerprint: str, placement: Plac
         replace_layers(denoiser, placement.quantisation)
     read: dict[str, Callable[[str], Tensor]] = {}
     for stem, module in parts.items():
-        weights = read_weights(path for name, path in files.items() if name.startswith(f"{stem}-"))
+        weights = weights_of(files, stem)
         mismatch = differences(shapes_of(module), {name: tuple(x.shape) for name, x in weights.items()})
         if mismatch:
             raise BundleError(f"{folder}: the {stem}'s weights do not fit its config ({mismatch}); {AGAIN}")
@@ -335,35 +321,6 @@ def _config(folder: Path, mapping: Any) -> WorldConfig:
         raise BundleError(f"{folder / DESCRIPTION} describes a world this version cannot build: {error}") from error
 
 
-def _placed(folder: Path, name: str, expected: Mapping[str, Any]) -> Path:
-    """Where a file of a bundle lies: in its folder, or in that of the bundle beside it that lends the file."""
-    lender = expected.get("of")
-    if lender is None:
-        return folder / name
-    if not isinstance(lender, str) or Path(lender).name != lender or lender in (".", ".."):
-        raise BundleError(
-            f"{folder / DESCRIPTION} says {name} is of {lender!r}, allowed is the name of a folder beside it; {AGAIN}"
-        )
-    return folder.parent / lender / name
-
-
-def _verify(path: Path, expected: dict[str, Any]) -> None:
-    if not path.is_file():
-        raise BundleError(f"weight file {path} is missing; {AGAIN}")
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise BundleError(f"weight file {path} has {size} bytes, expected {expected['bytes']}; {AGAIN}")
-    found = _sha256(path)
-    if found != expected["sha256"]:
-        expected_start = expected["sha256"][:12]
-        raise BundleError(f"weight file {path} has SHA-256 {found[:12]}..., expected {expected_start}...; {AGAIN}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _described(folder: Path, names: list[str], model: WorldModel, bits: int) -> dict[str, Any]:
     config, quantisation = model.config, described(model.denoiser)
     kind = {"format": PLAIN} if quantisation is None else {"format": QUANTISED, "quantisation": quantisation}
@@ -376,7 +333,7 @@ def _described(folder: Path, names: list[str], model: WorldModel, bits: int) -> 
         "units": {"length": "metre", "time": "second", "units_per_metre": config.units_per_metre, "axes": "OpenCV"},
         "bits": bits,
         "config": dataclasses.asdict(config),
-        "files": {name: {"sha256": _sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in names},
+        "files": {name: told_of(folder / name) for name in names},
     }
 
 

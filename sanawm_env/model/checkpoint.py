@@ -1,16 +1,16 @@
-"""Weights on disk: sharded safetensors, large matrices in 8 or 6 bits with one scale an output row where asked.
+"""Weights on disk: sharded safetensors, large matrices in 2 to 8 bits with one scale an output row where asked.
 
-A matrix of 8 bits is stored as int8 [rows, ...] under its own name and fp32 [rows] under its name + ".row_scale"; one
-of 6 bits as uint8 of four values in three bytes, and its shape under its name + ".shape".
+A matrix of few bits is stored as the zlib stream of int8 [rows, ...] under its own name, which takes less than its
+bits, fp32 [rows] under its name + ".row_scale" and its shape under its name + ".shape".
 Foreign checkpoints are opened, checked and read one tensor at a time (`StoredWeights`, `differences`, `fill`).
 """
 
 from __future__ import annotations
 
-import math
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ SCALE, SHAPE = ".row_scale", ".shape"
 
 
 def quantise(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """(int8 like weight, fp32 scale [rows]): each row symmetric about zero, its largest value at 127, or at 31 with 6
+    """(int8 like weight, fp32 scale [rows]): each row symmetric about zero, its largest value at 127, or at 7 with 4
     bits.
     """
     largest = 2 ** (bits - 1) - 1
@@ -44,19 +44,22 @@ def quantise(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     return levels.reshape(weight.shape), scale
 
 
-def packed(levels: Tensor) -> Tensor:
-    """uint8 of int8 levels in -32 .. 31, four of them in three bytes; the last ones are filled up with zeros."""
-    flat = nn.functional.pad(levels.flatten(), (0, -levels.numel() % 4)).reshape(-1, 4)
-    a, b, c, d = (flat & 63).to(torch.uint8).unbind(1)
-    return torch.stack([a | (b & 3) << 6, b >> 2 | (c & 15) << 4, c >> 4 | d << 2], dim=1).flatten()
+def deflated(levels: Tensor) -> Tensor:
+    """uint8 [bytes] of int8 levels: most are small, which few bits tell, and nothing repeats, so that zlib looks for
+    no repetitions.
+    """
+    packer = zlib.compressobj(level=9, strategy=zlib.Z_HUFFMAN_ONLY)
+    stream = packer.compress(levels.contiguous().numpy().tobytes()) + packer.flush()
+    return torch.frombuffer(bytearray(stream), dtype=torch.uint8)
 
 
-def unpacked(stored: Tensor, shape: Shape) -> Tensor:
-    """The int8 levels of `packed`."""
-    x, y, z = stored.reshape(-1, 3).unbind(1)
-    four = torch.stack([x & 63, x >> 6 | (y & 15) << 2, y >> 4 | (z & 3) << 4, z >> 2], dim=1).flatten()
-    levels = four[: math.prod(shape)].to(torch.int8).reshape(shape)
-    return torch.where(levels > 31, levels - 64, levels)
+def inflated(stored: Tensor, shape: Shape) -> Tensor:
+    """The int8 levels of `deflated`. BundleError: it is none, or of another shape."""
+    try:
+        levels = torch.frombuffer(bytearray(zlib.decompress(stored.numpy().tobytes())), dtype=torch.int8)
+        return levels.reshape(shape)
+    except (zlib.error, RuntimeError, ValueError) as error:
+        raise BundleError(f"a matrix of shape {shape} cannot be unpacked ({error}); {DAMAGED}") from error
 
 
 def dequantise(levels: Tensor, scale: Tensor) -> Tensor:
@@ -69,8 +72,8 @@ def write_weights(
 ) -> list[str]:
     """Writes `stem`-00001.safetensors and so on below `folder`; returns the file names.
 
-    bits: of tensors with at least two dimensions and 4,096 elements: 32 (as they are), 16 (fp32 as fp16; bf16 as it
-    is), 8 or 6. All others stay as they are.
+    bits: of what `is_matrix`: 32 (as they are), 16 (fp32 as fp16; bf16 as it is), or 2 to 8. All others stay as they
+    are.
     """
     names: list[str] = []
     for shard in _shards(_encoded(weights, bits), shard_bytes):
@@ -218,29 +221,34 @@ def _all_decoded(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _decoded(name: str, x: Tensor, stored: Mapping[str, Tensor]) -> Tensor:
-    if name + SHAPE in stored:
-        return dequantise(unpacked(x, tuple(stored[name + SHAPE].tolist())), stored[name + SCALE])
-    if x.dtype == torch.int8 and name + SCALE in stored:
-        return dequantise(x, stored[name + SCALE])
+    if name + SCALE in stored:
+        shape = tuple(stored[name + SHAPE].tolist()) if name + SHAPE in stored else tuple(x.shape)
+        # Bundles of earlier versions hold 8 bits as they are.
+        levels = x if x.dtype == torch.int8 else inflated(x, shape)
+        return dequantise(levels, stored[name + SCALE])
     return x.float() if x.dtype == torch.float16 else x
 
 
+def is_matrix(weight: Tensor) -> bool:
+    """Whether a tensor is stored in fewer bits where asked: two dimensions and 4,096 elements or more, and wider than
+    what is quantised for the run already.
+    """
+    wide = weight.is_floating_point() and weight.itemsize > 1
+    return weight.ndim >= 2 and weight.numel() >= SMALLEST_MATRIX and wide
+
+
 def _encoded(weights: Mapping[str, Tensor], bits: int) -> Iterator[tuple[str, Tensor]]:
-    if bits not in (6, 8, 16, 32):
-        raise BundleError(f"weights asked for in {bits} bits, allowed are 6, 8, 16 and 32.")
+    if bits not in (*range(2, 9), 16, 32):
+        raise BundleError(f"weights asked for in {bits} bits, allowed are 2 to 8, 16 and 32.")
     for name, weight in weights.items():
         weight = weight.detach().to("cpu").contiguous()
-        # What is quantised for the run already has one byte an element, or is a scale.
-        wide = weight.is_floating_point() and weight.itemsize > 1
-        is_matrix = weight.ndim >= 2 and weight.numel() >= SMALLEST_MATRIX and wide
-        if is_matrix and bits in (6, 8):
+        if is_matrix(weight) and bits <= 8:
             levels, scale = quantise(weight, bits)
-            yield name, packed(levels) if bits == 6 else levels
+            yield name, deflated(levels)
             yield name + SCALE, scale
-            if bits == 6:
-                yield name + SHAPE, torch.tensor(weight.shape)
+            yield name + SHAPE, torch.tensor(weight.shape)
         else:
-            narrow = is_matrix and bits == 16 and weight.dtype != torch.bfloat16
+            narrow = is_matrix(weight) and bits == 16 and weight.dtype != torch.bfloat16
             yield name, weight.half() if narrow else weight.clone()
 
 

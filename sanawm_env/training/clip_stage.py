@@ -177,7 +177,8 @@ class ClipStage(ABC):
         this = self.run.provenance(self.validation_seeds, metrics)
         provenance = self.earlier | {"denoiser": [*self.earlier.get("denoiser", []), this]}
         model = WorldModel(self.world, copy.deepcopy(self.plain).cpu(), copy.deepcopy(self.autoencoder).cpu())
-        save_bundle(self.settings.out / "bundle", model, provenance, replace=True)
+        # Exactly: a stage that goes on from here may move a weight by less than a step of 8 bits.
+        save_bundle(self.settings.out / "bundle", model, provenance, bits=32, replace=True)
 
     @property
     def validation_seeds(self) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sanawm_env.bundle import close
+from sanawm_env.bundle_files import close
 from sanawm_env.errors import ConfigError
 from sanawm_env.model.chunks import clip_chunks
 from sanawm_env.training.clip_stage import ClipStage, ClipTraining, compile_blocks, turned

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,34 @@ from sanawm_env.world import WorldModel
 MINUTES = {
     "autoencoder": 13.0,
     "denoiser": 60.0,
+    "rolled": 18.0,
     "bidirectional": 12.0,
-    "teacher": 20.0,
+    "teacher": 7.0,
     "ode": 4.0,
-    "distill": 8.0,
-    "refiner": 10.0,
+    "distill": 18.0,
+    "refiner": 11.0,
 }
-# What each stage starts from, and whose score is the real one of distillation; the refiner is of what ships as "rooms".
+KINDS = {"rolled": "denoiser"}  # stages that are another's command
+# What each stage starts from, and whose score is the real one of distillation, None where it has none. The paper's
+# order is {teacher: bidirectional, distill: ode, real: bidirectional}.
 STARTS = {
+    "rolled": "denoiser",
     "bidirectional": "denoiser",
-    "teacher": "bidirectional",
+    "teacher": "denoiser",
     "ode": "teacher",
-    "distill": "ode",
-    "real": "bidirectional",
+    "distill": "denoiser",
+    "real": None,
 }
-BITS = {"rooms": 8, "rooms-teacher": 6}
+ROLLED = {"lr": 6e-4, "muon_lr": 0.012, "long_share": 0.0, "mixture_share": 0.0, "imagined_from": 0.0}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "rolled": ROLLED | {"rolled": 64, "rolled_steps": 1, "latents": 33, "batch": 8, "bank": 384, "fresh_every": 16},
+    "distill": {"every": 1, "latents": 33, "batch": 8, "bank": 256, "fresh_every": 8, "ema": 0.99},
+}
+JUDGED = {"adversary": 0.2, "matching": 0.0}  # of distillation without a real score
+ROOMS = {"denoiser": 0.6, "rolled": 0.25, "distill": 0.15}
+DISTILLED = {"distill": 1.0}
+STEPPED = ("denoiser", "rolled", "ode", "distill")  # stages of worlds that step
+BITS = {"rooms": 8, "rooms-distilled": 4, "rooms-teacher": 5}
 DONE = "done.json"
 Stage = Callable[[str, dict[str, Any]], dict[str, Any]]
 
@@ -43,16 +57,18 @@ Stage = Callable[[str, dict[str, Any]], dict[str, Any]]
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """out: a folder a stage, and `bundles` as the package ships them. minutes: of each stage, over all its runs.
-    settings: more of a stage's, by its name. starts: stages that others go on from, in place of `STARTS`. rooms: the
-    stage whose result ships as "rooms". bits: of the bundles' large matrices. limit: MiB of all bundles. smoke: tiny
-    sizes, seconds a stage on a CPU.
+    settings: more of a stage's, by its name. starts: stages that others go on from, in place of `STARTS`; stages that
+    nothing which ships comes from are left out. rooms, distilled: shares of the stages whose averaged weights ship as
+    "rooms" and "rooms-distilled": models that went apart from one start are better together. bits: of the bundles'
+    large matrices. limit: MiB of all bundles. smoke: tiny sizes, seconds a stage on a CPU.
     """
 
     out: Path = Path("outputs/recipe")
     minutes: dict[str, float] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    starts: dict[str, str] = field(default_factory=dict)
-    rooms: str = "distill"
+    starts: dict[str, str | None] = field(default_factory=dict)
+    rooms: dict[str, float] = field(default_factory=lambda: dict(ROOMS))
+    distilled: dict[str, float] = field(default_factory=lambda: dict(DISTILLED))
     bits: dict[str, int] = field(default_factory=dict)
     limit: float = 40.0
     smoke: bool = False
@@ -70,50 +86,75 @@ class Recipe:
         order = list(MINUTES)
         for name, start in self.starts.items():
             earlier = order[1 : order.index("distill" if name == "real" else name)]
-            if start not in earlier:
+            if start not in earlier and not (name == "real" and start is None):
                 raise ConfigError(f"starts has {name} from {start!r}, allowed are the stages before it, {earlier}.")
-        if self.rooms not in ("denoiser", "distill"):
-            raise ConfigError(
-                f"rooms is {self.rooms!r}, allowed are 'denoiser' and 'distill', which make a world step."
-            )
+        for what, shares in (("rooms", self.rooms), ("distilled", self.distilled)):
+            unknown = [name for name in shares if name not in STEPPED]
+            if unknown or abs(sum(shares.values()) - 1) > 1e-6:
+                raise ConfigError(f"{what} is {shares}, allowed are shares of {', '.join(STEPPED)} that sum to 1.")
+
+    @property
+    def stages(self) -> list[str]:
+        """Those that what ships comes from, in order."""
+        wanted, needed = [*self.rooms, *self.distilled, "teacher", "refiner"], {"autoencoder"}
+        while wanted:
+            name = wanted.pop()
+            if name not in needed:
+                needed.add(name)
+                wanted += [one for one in self._before(name) if one]
+        return [name for name in MINUTES if name in needed]
 
     def given(self, stage: str) -> dict[str, Any]:
         """Settings of a stage, but for `out`."""
         told: dict[str, Any] = {"smoke": self.smoke}
         if not self.smoke:
             minutes = (MINUTES | self.minutes)[stage]
-            told |= {"minutes": minutes, "total_minutes": minutes}
+            told |= {"minutes": minutes, "total_minutes": minutes} | SETTINGS.get(stage, {})
         if stage == "denoiser":
             told["autoencoder"] = str(self.out / "autoencoder")
+        elif stage == "refiner":
+            told["start"] = str(self.out / "bundles" / "rooms")
         elif stage != "autoencoder":
-            told["start"] = self._bundle(stage)
+            told["start"] = self._bundle(self._before(stage)[0])
         if stage == "distill":
-            told["real"] = self._bundle("real")
+            real = self._before(stage)[1]
+            told |= {"real": self._bundle(real)} if real else {"real": None} | JUDGED
         return told | self.settings.get(stage, {})
 
-    def _bundle(self, stage: str) -> str:
-        """The bundle that a stage goes on from."""
-        return str(self.out / (STARTS | self.starts).get(stage, self.rooms) / "bundle")
+    def _before(self, stage: str) -> list[str | None]:
+        """The stages that one comes from."""
+        starts = STARTS | self.starts
+        return [starts[name] for name in ((stage, "real") if stage == "distill" else (stage,)) if name in starts]
+
+    def _bundle(self, stage: str | None) -> str:
+        return str(self.out / str(stage) / "bundle")
 
 
 def follow(config: Recipe, run: Stage, ranks: Ranks) -> dict[str, Any]:
-    """Runs the stages that are not done by their own record, then writes the bundles; returns the figures of each, on
+    """Runs the stages that are not done by their own record, and writes the bundles; returns the figures of each, on
     rank 0. run: a stage of stages.py, by name, with its settings. ConfigError: a stage was done with other settings.
     BundleError: the bundles together are larger than the limit.
     """
     figures: dict[str, Any] = {}
-    for stage in MINUTES:
+    for stage in config.stages:
+        if stage == "refiner":  # it learns from what ships
+            if ranks.is_first:
+                ship(config)
+            ranks.agree(0.0)  # the others wait
         given, record = config.given(stage), config.out / stage / DONE
         known = _done(record, given)
         if known is None:
             if ranks.is_first:
                 print(f"recipe: {stage}", flush=True)
-            known = run(f"rooms-{stage}", given | {"out": str(config.out / stage)})
+            known = run(f"rooms-{KINDS.get(stage, stage)}", given | {"out": str(config.out / stage)})
             if ranks.is_first:
                 with appearing(record) as draft:
                     draft.write_text(json.dumps({"settings": given, "figures": known}, indent=1) + "\n")
         figures[stage] = known
-    return figures | {"bundles": _ship(config)} if ranks.is_first else {}
+    if not ranks.is_first:
+        return {}
+    _ship_refiner(config.out)
+    return figures | {"bundles": _sizes(config)}
 
 
 def _done(record: Path, given: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -131,37 +172,57 @@ def _done(record: Path, given: Mapping[str, Any]) -> dict[str, Any] | None:
     return figures
 
 
-def _ship(config: Recipe) -> dict[str, float]:
-    """Writes the bundles of the stages, and returns their sizes in MiB. BundleError."""
-    shipped = config.out / "bundles"
+def ship(config: Recipe) -> None:
+    """Writes the bundles of the stages, but for the refiner's."""
+    shipped, bits = config.out / "bundles", BITS | config.bits
     first = shipped / "rooms"
-    bits = BITS | config.bits
-    bundle.save(first, *_of(config.out / config.rooms / "bundle"), bits=bits["rooms"], replace=True)
-    # The others read the autoencoder as it lies there.
-    lent = bundle.load(first, device="cpu", precision="fp32").autoencoder
-    teacher, provenance = _of(config.out / "teacher" / "bundle")
-    teacher = WorldModel(teacher.config, teacher.denoiser, lent)
-    beside = shipped / "rooms-teacher"
-    bundle.save(beside, teacher, provenance, bits=bits["rooms-teacher"], replace=True, shared=first)
-    _ship_refiner(config.out / "refiner", first)
+    made = {"rooms": config.rooms, "rooms-distilled": config.distilled, "rooms-teacher": {"teacher": 1.0}}
+    for name, shares in made.items():
+        model, provenance = mixed({config.out / stage / "bundle": share for stage, share in shares.items()})
+        if name == "rooms":
+            bundle.save(first, model, provenance, bits=bits[name], replace=True)
+            whole = bundle.load(first, device="cpu", precision="fp32")
+            continue
+        told = replace(model.config, name=f"{whole.config.name}-{name.removeprefix('rooms-')}")
+        # The autoencoder as it lies beside them.
+        model = WorldModel(told, model.denoiser, whole.autoencoder)
+        bundle.save(first.with_name(name), model, provenance, bits=bits[name], replace=True, shared=first)
+
+
+def mixed(shares: Mapping[Path, float]) -> tuple[WorldModel, dict[str, Any]]:
+    """The model whose denoiser is the sum of bundles' weights times their shares, with the config of the first one, and
+    where they all come from.
+    """
+    models = {folder: bundle.load(folder, device="cpu", precision="fp32") for folder in shares}
+    told = [bundle.description(folder)["provenance"] for folder in shares]
+    provenance = dict(told[0])
+    runs = [run for one in told for run in one.get("denoiser", [])]
+    provenance["denoiser"] = [run for place, run in enumerate(runs) if run not in runs[:place]]
+    if len(shares) > 1:
+        provenance["shares"] = {folder.parent.name: share for folder, share in shares.items()}
+    first = next(iter(models.values()))
+    denoiser = copy.deepcopy(first.denoiser)
+    states = [(model.denoiser.state_dict(), shares[folder]) for folder, model in models.items()]
+    denoiser.load_state_dict({name: sum(share * state[name] for state, share in states) for name in states[0][0]})
+    return WorldModel(first.config, denoiser, first.autoencoder), provenance
+
+
+def _sizes(config: Recipe) -> dict[str, float]:
+    """MiB of each bundle. BundleError: more than the limit."""
+    shipped = config.out / "bundles"
     sizes = {path.name: folder_bytes(path) / 2**20 for path in sorted(shipped.iterdir()) if path.is_dir()}
     if sum(sizes.values()) > config.limit:
         raise BundleError(
             f"the bundles in {shipped} hold {sum(sizes.values()):.1f} MiB ({sizes}), allowed are {config.limit:g}; "
-            "set fewer bits (6 or 8), or a smaller model."
+            "set fewer bits (2 to 8), or a smaller model."
         )
     return {name: round(size, 3) for name, size in sizes.items()}
 
 
-def _of(folder: Path) -> tuple[WorldModel, dict[str, Any]]:
-    """Model and provenance of a stage's bundle."""
-    return bundle.load(folder, device="cpu", precision="fp32"), bundle.description(folder)["provenance"]
-
-
-def _ship_refiner(stage: Path, first: Path) -> None:
-    """The refiner of a stage, as one of the latents of the bundle `first`, which are those that it learned."""
-    made = stage / "bundle-refiner"
-    sums = bundle.latents_of(bundle.description(stage / "bundle"))
+def _ship_refiner(out: Path) -> None:
+    """The refiner of its stage, as one of the latents of the bundle "rooms", which are those that it learned."""
+    made, first = out / "refiner" / "bundle-refiner", out / "bundles" / "rooms"
+    sums = bundle.latents_of(bundle.description(out / "refiner" / "bundle"))
     refiner = load_small_refiner(made, sums, torch.device("cpu"), torch.float32)
     provenance = json.loads((made / DESCRIPTION).read_text(encoding="utf-8"))["provenance"]
     save_refiner(

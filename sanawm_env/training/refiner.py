@@ -117,7 +117,7 @@ class RefinerStage(ClipStage):
         told = bundle.description(self.start)
         if not folder.exists():
             kept = bundle.load(self.start, device="cpu", precision="fp32")
-            bundle.save(folder, kept, told["provenance"], bits=told["bits"], licence=told["licence"])
+            bundle.save(folder, kept, told["provenance"], bits=32, licence=told["licence"])
         made = copy.deepcopy(self.plain).cpu()
         sums = bundle.latents_of(bundle.description(folder))
         save_refiner(

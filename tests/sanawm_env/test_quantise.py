@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sanawm_env import bundle, cli
+from sanawm_env import bundle, bundle_files, cli
 from sanawm_env.errors import BackendError, BundleError, ConfigError
 from sanawm_env.model.config import tiny_config
 from sanawm_env.model.quantised import LowPrecision, Quantisation
@@ -163,8 +163,7 @@ def replace_tensor(folder: Path, name: str, change: Any) -> None:
         if name in tensors:
             made = change(tensors.pop(name))
             save_file(tensors | ({} if made is None else {name: made}), folder / file)
-            sums = {"sha256": bundle._sha256(folder / file), "bytes": (folder / file).stat().st_size}
-            rewrite(folder, files=told["files"] | {file: sums})
+            rewrite(folder, files=told["files"] | {file: bundle_files.told_of(folder / file)})
             return
     raise AssertionError(name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import sanawm_env
 from sanawm_env import bundle
 from sanawm_env.errors import BundleError, ConfigError
+from sanawm_env.model.checkpoint import is_matrix
 from sanawm_env.model.config import Schedule
 from sanawm_env.planned_env import PlannedEnv
 from sanawm_env.training.clip_stage import many_steps, turned
@@ -72,6 +74,37 @@ def test_where_files_lie_changes_no_fingerprint(folder: Path, tmp_path: Path) ->
     alone = bundle.save(tmp_path / "alone" / "tiny", teacher, {}, bits=32)
     beside = bundle.save(tmp_path / "alone" / "again", teacher, {}, bits=32, shared=alone)
     assert bundle.fingerprint(alone) == bundle.fingerprint(beside)
+
+
+def test_few_bits_tell_how_far_a_variant_went(tmp_path: Path, tiny_model: WorldModel) -> None:
+    own = bundle.save(tmp_path / "tiny", tiny_model, {})
+    stored = bundle.load(own, device="cpu", precision="fp32")
+    draw = torch.Generator().manual_seed(0)
+    moved = {
+        name: x + 0.01 * torch.randn(x.shape, generator=draw) * x.abs().mean() if x.is_floating_point() else x.clone()
+        for name, x in stored.denoiser.state_dict().items()
+    }
+    denoiser = copy.deepcopy(stored.denoiser)
+    denoiser.load_state_dict(moved)
+    further = WorldModel(replace(stored.config, variant="teacher"), denoiser, stored.autoencoder)
+    error, size = {}, {}
+    for bits, shared in ((8, None), (4, own)):
+        folder = bundle.save(tmp_path / f"tiny-teacher{bits}", further, {}, bits=bits, shared=shared)
+        read = bundle.load(folder, device="cpu", precision="fp32").denoiser.state_dict()
+        matrices = [name for name, x in moved.items() if is_matrix(x)]
+        assert matrices and all(torch.equal(read[name], moved[name]) for name in moved if name not in matrices)
+        error[bits] = sum(float((read[name] - moved[name]).square().sum()) for name in matrices)
+        size[bits] = sum(path.stat().st_size for path in folder.glob("d*.safetensors"))
+    stored_elements = sum(moved[name].numel() for name in matrices)
+    assert error[4] < 0.1 * error[8] and size[8] - size[4] > 0.5 * stored_elements
+    # A difference is to weights that are there themselves, and of the same shapes.
+    with pytest.raises(BundleError, match="holds no plain weights of its own"):
+        bundle.save(tmp_path / "next", further, {}, shared=tmp_path / "tiny-teacher4")
+    other = replace(tiny_model.config, denoiser=replace(tiny_model.config.denoiser, depth=1))
+    small = WorldModel(other, WorldModel.random(other, seed=0).denoiser, stored.autoencoder)
+    with pytest.raises(BundleError, match=r"of another kind \(unexpected"):
+        bundle.save(tmp_path / "next", small, {}, shared=own)
+    assert not (tmp_path / "next").exists()
 
 
 def test_the_environment_of_a_variant(folder: Path) -> None:

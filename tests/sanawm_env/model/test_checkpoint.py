@@ -10,11 +10,11 @@ import torch
 from sanawm_env.errors import BundleError
 from sanawm_env.model.checkpoint import (
     as_stored,
+    deflated,
     dequantise,
-    packed,
+    inflated,
     quantise,
     read_weights,
-    unpacked,
     write_weights,
 )
 
@@ -61,23 +61,31 @@ def test_8_bits_are_read_as_quantised_and_close(tmp_path: Path) -> None:
     assert all(torch.equal(read[name], WEIGHTS[name]) for name in ("small", "vector", "count"))
 
 
-@pytest.mark.parametrize("bits", [6, 8, 16, 32])
+@pytest.mark.parametrize("bits", [2, 4, 8, 16, 32])
 def test_as_stored_is_what_is_read(tmp_path: Path, bits: int) -> None:
     read, told = round_trip(tmp_path, bits), as_stored(WEIGHTS, bits)
     assert read.keys() == told.keys()
     assert all(torch.equal(read[name], x) for name, x in told.items())
 
 
-def test_6_bits_take_three_quarters_and_are_close(tmp_path: Path) -> None:
-    read = round_trip(tmp_path, 6)
+@pytest.mark.parametrize(("bits", "share"), [(2, 0.2), (4, 0.46), (6, 0.72)])
+def test_few_bits_take_less_than_their_share_and_are_close(tmp_path: Path, bits: int, share: float) -> None:
+    read = round_trip(tmp_path, bits)
     for name in ("matrix", "convolution"):
-        step = WEIGHTS[name].flatten(1).abs().amax(1) / 31
+        step = WEIGHTS[name].flatten(1).abs().amax(1) / (2 ** (bits - 1) - 1)
         error = (read[name] - WEIGHTS[name]).flatten(1).abs()
         assert read[name].shape == WEIGHTS[name].shape and bool((error <= 0.501 * step[:, None]).all())
-    odd = torch.arange(-31, 32).repeat(3)[:187].to(torch.int8)
-    assert packed(odd).numel() == 141 and torch.equal(unpacked(packed(odd), (11, 17)), odd.reshape(11, 17))
-    sizes = {bits: sum(x.stat().st_size for x in write(tmp_path / str(bits), bits)) for bits in (6, 8)}
-    assert sizes[6] < 0.78 * sizes[8]
+    sizes = {bits: sum(x.stat().st_size for x in write(tmp_path / str(bits), bits)) for bits in (bits, 8)}
+    assert sizes[bits] < share * sizes[8]
+
+
+def test_levels_are_inflated_to_what_they_were_or_refused() -> None:
+    levels = torch.arange(-31, 32).repeat(3)[:187].to(torch.int8).reshape(11, 17)
+    assert torch.equal(inflated(deflated(levels), (11, 17)), levels)
+    with pytest.raises(BundleError, match=r"shape \(11, 18\) cannot be unpacked"):
+        inflated(deflated(levels), (11, 18))
+    with pytest.raises(BundleError, match="cannot be unpacked"):
+        inflated(deflated(levels)[:-9], (11, 17))
 
 
 def write(folder: Path, bits: int) -> list[Path]:
@@ -100,5 +108,5 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "part-00001.safetensors").write_bytes(b"nothing of the sort")
     with pytest.raises(BundleError, match=r"part-00001\.safetensors cannot be read"):
         read_weights([tmp_path / "part-00001.safetensors"])
-    with pytest.raises(BundleError, match="5 bits, allowed are 6, 8, 16 and 32"):
-        write_weights(tmp_path, "part", WEIGHTS, bits=5)
+    with pytest.raises(BundleError, match="9 bits, allowed are 2 to 8, 16 and 32"):
+        write_weights(tmp_path, "part", WEIGHTS, bits=9)

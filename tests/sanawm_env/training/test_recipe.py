@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sanawm_env import bundle
 from sanawm_env.errors import BundleError, ConfigError
 from sanawm_env.training import run_stage, stages
-from sanawm_env.training.recipe import DONE, MINUTES, Recipe
+from sanawm_env.training.recipe import DONE, MINUTES, ROOMS, Recipe, mixed
+from sanawm_env.world import WorldModel
 
 
 def told(folder: Path, name: str = "bundle") -> dict[str, Any]:
@@ -23,6 +25,7 @@ def told(folder: Path, name: str = "bundle") -> dict[str, Any]:
 @pytest.mark.slow
 def test_every_stage_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, asked = tmp_path / "recipe", {"smoke": True, "out": str(tmp_path / "recipe"), "device": "cpu"}
+    asked["starts"] = {"teacher": "bidirectional", "distill": "ode", "real": "bidirectional"}
 
     def stopped(*_: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
@@ -52,12 +55,18 @@ def test_every_stage_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def _check_bundles(folder: Path, sizes: dict[str, float]) -> None:
     """They open as variants of one another, and say how they were made."""
-    assert set(sizes) == {"rooms", "rooms-teacher", "rooms-refiner"} and sum(sizes.values()) < 2
+    assert set(sizes) == {"rooms", "rooms-distilled", "rooms-teacher", "rooms-refiner"} and sum(sizes.values()) < 2
     assert bundle.load(folder / "rooms", device="cpu", precision="fp32", refiner=True).refiner is not None
-    teacher = bundle.load(folder / "rooms", device="cpu", precision="fp32", variant="teacher")
-    assert teacher.config.variant == "teacher" and not list((folder / "rooms-teacher").glob("autoencoder-*"))
-    made = [one["stage"] for one in told(folder, "rooms")["provenance"]["denoiser"]]
+    for variant in ("teacher", "distilled"):
+        model = bundle.load(folder / "rooms", device="cpu", precision="fp32", variant=variant)
+        assert (model.config.variant, model.config.name) == (variant, f"tiny-{variant}")
+        assert not list((folder / f"rooms-{variant}").glob("autoencoder-*"))
+    made = [one["stage"] for one in told(folder, "rooms-distilled")["provenance"]["denoiser"]]
     assert made == ["denoiser", "bidirectional", "teacher", "ode", "distill"]
+    # What ships by default is an average, and came from all of these.
+    made = [one["stage"] for one in told(folder, "rooms")["provenance"]["denoiser"]]
+    assert made == ["denoiser", "denoiser", "bidirectional", "teacher", "ode", "distill"]
+    assert told(folder, "rooms")["provenance"]["shares"] == ROOMS
     assert told(folder, "rooms")["provenance"]["autoencoder"]["stage"] == "autoencoder"
 
 
@@ -76,23 +85,48 @@ def _check_going_on(out: Path, start: str) -> None:
 
 
 def test_minutes_are_those_of_the_whole_stage() -> None:
-    given = Recipe(minutes={"ode": 2.0}, settings={"ode": {"seed": 4}}, rooms="denoiser").given
+    given = Recipe(minutes={"ode": 2.0}, settings={"ode": {"seed": 4}}).given
     assert given("ode")["minutes"] == given("ode")["total_minutes"] == 2.0 and given("ode")["seed"] == 4
     assert given("denoiser")["minutes"] == MINUTES["denoiser"] and "start" not in given("denoiser")
-    assert Path(given("refiner")["start"]).parts[-2:] == ("denoiser", "bundle")
+    assert Path(given("refiner")["start"]).parts[-2:] == ("bundles", "rooms")
 
 
-def test_stages_can_go_on_from_others() -> None:
-    given = Recipe(starts={"distill": "denoiser", "real": "teacher"}).given
-    assert [Path(given("distill")[name]).parts[-2] for name in ("start", "real")] == ["denoiser", "teacher"]
-    assert Path(given("ode")["start"]).parts[-2] == "teacher"
+def test_stages_that_nothing_comes_from_are_left_out() -> None:
+    assert Recipe().stages == ["autoencoder", "denoiser", "rolled", "teacher", "distill", "refiner"]
+    student = Recipe().given("distill")
+    assert student["real"] is None and student["matching"] == 0 < student["adversary"]
+    paper = Recipe(starts={"teacher": "bidirectional", "distill": "ode", "real": "bidirectional"})
+    assert paper.stages == list(MINUTES) and "matching" not in paper.given("distill")
+    found = [Path(paper.given("distill")[name]).parts[-2] for name in ("start", "real")]
+    assert found == ["ode", "bidirectional"] and Path(paper.given("ode")["start"]).parts[-2] == "teacher"
+    assert Recipe(rooms={"denoiser": 1.0}, distilled={"denoiser": 1.0}).stages == [
+        *("autoencoder", "denoiser", "teacher", "refiner")
+    ]
+
+
+def test_bundles_are_mixed_by_their_shares(tmp_path: Path, tiny_model: WorldModel) -> None:
+    one = {"stage": "denoiser", "steps": 3}
+    folders = []
+    for seed in range(2):
+        made = WorldModel(
+            tiny_model.config, WorldModel.random(tiny_model.config, seed=seed).denoiser, tiny_model.autoencoder
+        )
+        told = {"denoiser": [one, *[{"stage": "distill", "steps": 4}] * seed]}
+        folders.append(bundle.save(tmp_path / f"stage{seed}" / "bundle", made, told, bits=32))
+    first, second = (bundle.load(x, device="cpu", precision="fp32").denoiser.state_dict() for x in folders)
+    model, provenance = mixed(dict(zip(folders, (0.75, 0.25), strict=True)))
+    for name, x in model.denoiser.state_dict().items():
+        torch.testing.assert_close(x, 0.75 * first[name] + 0.25 * second[name])
+    assert provenance["denoiser"] == [one, {"stage": "distill", "steps": 4}]
+    assert provenance["shares"] == {"stage0": 0.75, "stage1": 0.25}
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"minutes": {"techer": 1.0}},
-        {"rooms": "teacher"},
+        {"rooms": {"teacher": 1.0}},
+        {"distilled": {"denoiser": 0.5}},
         {"bits": {"room": 8}},
         {"starts": {"ode": "distill"}},
         {"starts": {"real": "autoencoder"}},
