@@ -159,7 +159,7 @@ def _rows() -> dict[str, Row]:
         opened = partial(_loaded, precision=precision)
         rows[precision] = Row(group="precision", what=f"precision {precision}", open=opened)
     rows["refiner"] = Row(group="variants", what="with the bundle's refiner", open=partial(_loaded, refiner=True))
-    for variant in ("teacher", "bidirectional"):
+    for variant in ("distilled", "teacher", "bidirectional"):
         opened = partial(_loaded, variant=variant)
         rows[variant] = Row(group="variants", what=f"the {variant} variant", open=opened)
     return rows

@@ -47,9 +47,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 JUDGED = {"adversary": 0.2, "matching": 0.0}  # of distillation without a real score
 ROOMS = {"denoiser": 0.6, "rolled": 0.25, "distill": 0.15}
-DISTILLED = {"distill": 1.0}
+DISTILLED = {"distill": 1.05, "rolled": 0.25, "denoiser": -0.3}  # what was learned, a little further
 STEPPED = ("denoiser", "rolled", "ode", "distill")  # stages of worlds that step
-BITS = {"rooms": 8, "rooms-distilled": 4, "rooms-teacher": 5}
+BITS = {"rooms": 8, "rooms-distilled": 3, "rooms-teacher": 5}
 DONE = "done.json"
 Stage = Callable[[str, dict[str, Any]], dict[str, Any]]
 

@@ -26,6 +26,7 @@ def told(folder: Path, name: str = "bundle") -> dict[str, Any]:
 def test_every_stage_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, asked = tmp_path / "recipe", {"smoke": True, "out": str(tmp_path / "recipe"), "device": "cpu"}
     asked["starts"] = {"teacher": "bidirectional", "distill": "ode", "real": "bidirectional"}
+    asked["distilled"] = {"distill": 1.0}
 
     def stopped(*_: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
