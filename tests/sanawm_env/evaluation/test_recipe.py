@@ -113,7 +113,7 @@ def test_stages_are_counted_once(tiny_model: WorldModel, tmp_path: Path) -> None
     both = {"autoencoder": pixels, "denoiser": [first, second]}
     bundle.save(tmp_path / "rooms-teacher", tiny_model, both, shared=tmp_path / "rooms")
     rows = stage_rows(tmp_path)
-    assert [row[0] for row in rows[1:]] == ["autoencoder", "denoiser", "teacher", "not made yet", "all"]
+    assert [row[0] for row in rows[1:]] == ["autoencoder", "denoiser", "teacher", *["not made yet"] * 2, "all"]
     assert rows[1][1] == "rooms, rooms-teacher" and rows[-1][6] == "11.0"
     assert [name for name, _ in stages({"source": both, "quantised_from": {}})] == [
         "autoencoder",
@@ -123,4 +123,5 @@ def test_stages_are_counted_once(tiny_model: WorldModel, tmp_path: Path) -> None
     sizes = {row[0]: row for row in variant_rows(tmp_path)}
     whole = folder_bytes(tmp_path) / 2**20
     assert sizes["all, allowed 40"][-1] == f"{whole:.2f}" and sizes["rooms-refiner"][2] == "not made yet"
+    assert [sizes[name][3] for name in ("rooms", "rooms-teacher")] == ["32 bits", "8 bits of difference"]
     assert float(sizes["rooms-teacher"][-1]) < float(sizes["rooms"][-1])  # whose autoencoder it reads

@@ -26,7 +26,7 @@ from pathlib import Path
 from tests.sanawm_env.generation.jobs import job
 from sanawm_env.generation import generate
 if __name__ == "__main__":
-    generate(job(Path(sys.argv[1]), bundle=sys.argv[2], workers=int(sys.argv[3]), episodes=40, durable=False))
+    generate(job(Path(sys.argv[1]), bundle=sys.argv[2], workers=int(sys.argv[3]), episodes=24, durable=False))
 """
 
 
@@ -49,22 +49,21 @@ def test_kill_and_go_on(tiny_bundle: Path, tiny_model: WorldModel, tmp_path: Pat
     script.write_text(COMMAND)
     root = str(Path(__file__).parents[3])
     for workers in (1, 2):
-        out = tmp_path / f"by-{workers}"
+        out, lost = tmp_path / f"by-{workers}", 3 * workers  # of a batch that was just being stored
         told = [sys.executable, str(script), str(out), str(tiny_bundle), str(workers)]
         with subprocess.Popen(told, env=os.environ | {"PYTHONPATH": root}, stderr=subprocess.DEVNULL) as running:
-            wait_for(out, 4)
+            wait_for(out, lost + 1)
             running.send_signal(signal.SIGKILL)
         before = sum(path.read_bytes().count(b"\n") for path in out.rglob(RECORD))
-        again = job(out, bundle=str(tiny_bundle), episodes=40, durable=False)
+        again = job(out, bundle=str(tiny_bundle), episodes=24, durable=False)
         for _ in range(50):
             try:
                 rest = generate(again)
                 break
             except StorageError:  # an orphan has not noticed yet that its parent is gone
                 time.sleep(0.2)
-        lost = 3 * workers  # of a batch that was just being stored
-        assert 0 < rest["made_now"] <= 40 - (before - lost)
-        assert record(out).keys() == stored(out).keys() == set(range(40))
+        assert 0 < rest["made_now"] <= 24 - (before - lost)
+        assert record(out).keys() == stored(out).keys() == set(range(24))
         assert not (out / "parts").exists()
     assert_same_episodes(stored(tmp_path / "by-1"), stored(tmp_path / "by-2"))
 
@@ -73,7 +72,7 @@ def test_kill_and_go_on(tiny_bundle: Path, tiny_model: WorldModel, tmp_path: Pat
 def test_a_lost_worker_leaves_what_it_had_finished(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = job(tmp_path, bundle=str(tiny_bundle), workers=2, episodes=40, durable=False)
+    config = job(tmp_path, bundle=str(tiny_bundle), workers=2, episodes=16, durable=False)
     children = []
     start = local.multiprocessing.get_context("spawn").Process.start
 
@@ -87,11 +86,11 @@ def test_a_lost_worker_leaves_what_it_had_finished(
     with pytest.raises(WorkerError, match=r"worker 0 ended early with exit status -9, .* Run the same command again"):
         generate(config)
     before = stored(tmp_path).keys()
-    assert set(range(1, 40, 2)) <= before, "the other worker finishes its share"
-    assert len(before) < 40
+    assert set(range(1, 16, 2)) <= before, "the other worker finishes its share"
+    assert len(before) < 16
     monkeypatch.undo()
-    assert generate(job(tmp_path, bundle=str(tiny_bundle), episodes=40))["stored"] == 40
-    assert stored(tmp_path).keys() == set(range(40))
+    assert generate(job(tmp_path, bundle=str(tiny_bundle), episodes=16))["stored"] == 16
+    assert stored(tmp_path).keys() == set(range(16))
 
 
 @pytest.mark.skipif(RAY, reason="Ray is installed here")
