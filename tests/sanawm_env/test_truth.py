@@ -74,9 +74,9 @@ def test_every_frame_is_what_the_ray_caster_draws_at_its_pose() -> None:
 
 
 def test_no_weights_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sanawm_env import bundle
+    from sanawm_env import bundle_files
 
-    monkeypatch.setattr(bundle, "read_weights", None)
+    monkeypatch.setattr(bundle_files, "read_weights", None)
     RoomsTruthVectorEnv(2, device="cpu").close()
 
 
