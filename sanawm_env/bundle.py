@@ -174,7 +174,9 @@ def save(
                 names += write_weights(
                     partial, "autoencoder", model.autoencoder.state_dict(), bits=bits, shard_bytes=shard_bytes
                 )
-            told = _described(partial, names, model, bits) | {"licence": licence, "provenance": provenance}
+            # In few bits a difference is told well, the weights themselves are not: who writes them whole takes 8.
+            kept = {"bits": 8, "difference_bits": bits} if stem == DIFFERENCE else {"bits": bits}
+            told = _described(partial, names, model) | kept | {"licence": licence, "provenance": provenance}
             told["files"] |= lent
             (partial / DESCRIPTION).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
             _put_in_place(partial, target)
@@ -321,7 +323,7 @@ def _config(folder: Path, mapping: Any) -> WorldConfig:
         raise BundleError(f"{folder / DESCRIPTION} describes a world this version cannot build: {error}") from error
 
 
-def _described(folder: Path, names: list[str], model: WorldModel, bits: int) -> dict[str, Any]:
+def _described(folder: Path, names: list[str], model: WorldModel) -> dict[str, Any]:
     config, quantisation = model.config, described(model.denoiser)
     kind = {"format": PLAIN} if quantisation is None else {"format": QUANTISED, "quantisation": quantisation}
     return kind | {
@@ -331,7 +333,6 @@ def _described(folder: Path, names: list[str], model: WorldModel, bits: int) -> 
         "strides": {"temporal": config.temporal_stride, "spatial": config.spatial_stride},
         "timesteps": list(config.timesteps),
         "units": {"length": "metre", "time": "second", "units_per_metre": config.units_per_metre, "axes": "OpenCV"},
-        "bits": bits,
         "config": dataclasses.asdict(config),
         "files": {name: told_of(folder / name) for name in names},
     }

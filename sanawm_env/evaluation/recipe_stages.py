@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sanawm_env import bundle, bundle_files
+from sanawm_env import bundle
 from sanawm_env.refiner_bundle import DESCRIPTION as REFINER
 
 LIMIT = 40 * 2**20  # bytes of all bundles together
@@ -60,8 +60,8 @@ def variant_rows(root: Path = bundle.EMBEDDED) -> list[list[str]]:
         told = _described(root / name)
         steps = len(told.get("timesteps", told.get("config", {}).get("sigmas", [0])[1:]))
         kind = told.get("quantisation", {}).get("precision", f"{told.get('bits', 8)} bits")
-        if any(file.startswith(bundle_files.DIFFERENCE) for file in told["files"]):
-            kind += " of difference"
+        if "difference_bits" in told:
+            kind = f"{told['difference_bits']} bits of difference"
         rows.append([name, VARIANTS.get(name, ""), str(steps), kind, f"{size / 2**20:.2f}"])
     return [*rows, [f"all, allowed {LIMIT / 2**20:.0f}", "", "", "", f"{total / 2**20:.2f}"]]
 

@@ -94,6 +94,7 @@ def test_few_bits_tell_how_far_a_variant_went(tmp_path: Path, tiny_model: WorldM
         matrices = [name for name, x in moved.items() if is_matrix(x)]
         assert matrices and all(torch.equal(read[name], moved[name]) for name in moved if name not in matrices)
         error[bits] = sum(float((read[name] - moved[name]).square().sum()) for name in matrices)
+        assert bundle.description(folder)["bits"] == 8, "for whoever writes the weights whole, as quantising does"
         size[bits] = sum(path.stat().st_size for path in folder.glob("d*.safetensors"))
     stored_elements = sum(moved[name].numel() for name in matrices)
     assert error[4] < 0.1 * error[8] and size[8] - size[4] > 0.5 * stored_elements
