@@ -21,7 +21,7 @@ EXTRAS = {"07_ppo_in_the_dream.py": ("stable_baselines3", "rl"), "10_arm_camera.
 # On a CPU, futures are computed one after another, and a step of the shipped world's training takes ten seconds.
 FEW = {
     "02_fork_and_plan.py": ["--futures", "3"],
-    "09_mpc.py": ["--candidates", "2"],
+    "09_mpc.py": ["--steps", "1", "--candidates", "2"],
     "12_adapt.py": ["--steps", "1"],
 }
 MAX_LINES = 60
