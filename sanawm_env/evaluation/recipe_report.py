@@ -56,7 +56,8 @@ within); "not seen": it does not leave out zero.
 ## Ablations of training
 
 The same small denoiser from nothing, one part missing or another. Operations: of one clip, forward and backward,
-matrices and convolutions outside the scan over frames.
+matrices and convolutions outside the scan over frames. Forms that train side by side on one card lengthen each other's
+minutes and milliseconds, not their operations.
 
 {training}
 
@@ -162,7 +163,8 @@ def _claims(found: Measured) -> list[list[str]]:
             rows += [_decision(one, "bundle") for one in decide(claim, found.rows)]
             continue
         clips = {name: {form: line["clips"] for form, line in forms.items()} for name, forms in found.setups.items()}
-        for name, forms in (clips or {"training": {}}).items():
+        told = {name: forms for name, forms in clips.items() if claim.other in forms}
+        for name, forms in (told or {"training": {}}).items():
             rows += [_decision(one, name.split(";")[0]) for one in decide(claim, forms)]
     return rows
 
@@ -174,10 +176,12 @@ def _decision(one: Decision, where: str) -> list[str]:
 
 
 def _trained(found: Measured) -> list[str]:
-    tables = []
+    tables, known = [], {form for forms in found.setups.values() for form in forms}
     for name, forms in (found.setups or {NOT_MEASURED: {}}).items():
         rows = [["form", "steps", "ms a step", "minutes", "operations", "parameters", *(x.label for x in MEASURES)]]
         for form in dict.fromkeys((*FORM_ROWS, *forms)):
+            if form in known - forms.keys():  # another table has it
+                continue
             what = f"{form}: {' and '.join(FORMS[one].what for one in form.split('+'))}"
             rows.append([what, *_trained_row(forms.get(form), len(rows[0]) - 1)])
         tables.append(f"{name[0].upper()}{name[1:]}:\n\n{_markdown(rows)}")
