@@ -45,7 +45,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rolled": ROLLED | {"rolled": 64, "rolled_steps": 1, "latents": 33, "batch": 8, "bank": 384, "fresh_every": 16},
     "teacher": {"mixture_share": 1.0, "rolled": 0, "latents": 33, "batch": 8, "bank": 384},
     "distill": {"every": 1, "latents": 33, "batch": 8, "bank": 256, "fresh_every": 8, "ema": 0.99},
-    "refiner": {"sigmas": [0.25, 0.15, 0.07, 0.0], "lr": 1e-3, "bank": 256, "fresh_every": 32},
+    "refiner": {
+        "sigmas": [0.25, 0.15, 0.07, 0.0],
+        "deployed": [0.12, 0.06, 0.0],
+        "lr": 1e-3,
+        "bank": 256,
+        "fresh_every": 32,
+    },
 }
 JUDGED = {"adversary": 0.2, "matching": 0.0}  # of distillation without a real score
 ROOMS = {"denoiser": 0.6, "rolled": 0.25, "distill": 0.15}

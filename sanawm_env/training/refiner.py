@@ -31,7 +31,8 @@ class RefinerTraining(ClipTraining):
     """Settings of the stage. layers, heads, head_dim: of its transformer. sigmas: noise levels of its steps, the first
     of them that at which it takes over. history: latents before a block that it reads, beside the first one. shift: of
     the noise levels in training. own_share: of blocks that lie in the history as the refiner made them, the others as
-    the truth with up to `context_noise` of noise.
+    the truth with up to `context_noise` of noise. deployed: noise levels of its steps afterwards, `sigmas` if None: one
+    that takes over later than it learned to leaves more of the world's picture, and with it the camera, as it is.
     """
 
     lr: float = 5e-4
@@ -46,6 +47,7 @@ class RefinerTraining(ClipTraining):
     shift: float = 1.5
     own_share: float = 0.5
     context_noise: float = 0.1
+    deployed: tuple[float, ...] | None = None
 
 
 class RefinerStage(ClipStage):
@@ -134,7 +136,7 @@ def small_refiner(settings: RefinerTraining, model: WorldModel) -> Refiner:
         RefinerConfig(
             block_latents=config.chunk_latents,
             kv_max_frames=1 + settings.history,
-            sigmas=settings.sigmas,
+            sigmas=settings.deployed or settings.sigmas,
             fps=config.fps,
             temporal_stride=strides[0],
             spatial_stride=strides[1],

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -27,14 +28,14 @@ from sanawm_env.world import WorldModel
 SMALL = {"layers": 1, "heads": 2, "head_dim": 16, "lr": 3e-3, "warmup": 1, "max_steps": 2, "validation_scenes": 1}
 
 
-def stage(model: WorldModel, tmp_path: Path) -> RefinerStage:
+def stage(model: WorldModel, tmp_path: Path, **settings: Any) -> RefinerStage:
     folder = tmp_path / "tiny"
     if not folder.exists():
         bundle.save(folder, model, {"denoiser": []}, bits=32)
     ranks = Ranks()
     ranks.device = torch.device("cpu")
-    settings = RefinerTraining(**{"out": tmp_path / "out", **SMOKE_CLIPS, **SMALL})  # type: ignore[arg-type]
-    return RefinerStage(settings, str(folder), bundle.load(folder, device="cpu", precision="fp32"), ranks, {})
+    asked = RefinerTraining(**{"out": tmp_path / "out", **SMOKE_CLIPS, **SMALL, **settings})  # type: ignore[arg-type]
+    return RefinerStage(asked, str(folder), bundle.load(folder, device="cpu", precision="fp32"), ranks, {})
 
 
 def test_the_path_runs_from_what_is_given_to_the_truth() -> None:
@@ -82,6 +83,18 @@ def test_it_learns_on_clips_that_stay(tiny_model: WorldModel, tmp_path: Path, na
     assert np.isfinite(found).all()
     if not narrow:
         assert np.mean(found[-6:]) < 0.85 * np.mean(found[:6])
+
+
+def test_it_may_take_over_later_than_it_learned_to(tiny_model: WorldModel, tmp_path: Path) -> None:
+    """The levels of its steps afterwards are those of the loop; what it learns from is the same."""
+    losses = []
+    for deployed in (None, (0.2, 0.1, 0.0)):
+        made = stage(tiny_model, tmp_path, deployed=deployed)
+        assert made.refiner.config.sigmas == (deployed or made.settings.sigmas)
+        torch.manual_seed(0)
+        bank, weight = made.new_bank()
+        losses.append(float(made.step(bank, bank.draw(2), weight)[0]))
+    assert losses[0] == losses[1]
 
 
 def test_it_opens_beside_its_bundle(tiny_model: WorldModel, tmp_path: Path) -> None:
