@@ -158,7 +158,9 @@ def _rows() -> dict[str, Row]:
     for precision in ("fp32", "bf16", "fp8", "nvfp4"):
         opened = partial(_loaded, precision=precision)
         rows[precision] = Row(group="precision", what=f"precision {precision}", open=opened)
-    rows["refiner"] = Row(group="variants", what="with the bundle's refiner", open=partial(_loaded, refiner=True))
+    # In fp32, to be compared with that row: wherever it is judged, nothing but the refiner is between them.
+    refined = partial(_loaded, refiner=True, precision="fp32")
+    rows["refiner"] = Row(group="variants", what="with the bundle's refiner, precision fp32", open=refined)
     for variant in ("distilled", "teacher", "bidirectional"):
         opened = partial(_loaded, variant=variant)
         rows[variant] = Row(group="variants", what=f"the {variant} variant", open=opened)
