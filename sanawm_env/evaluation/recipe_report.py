@@ -247,7 +247,8 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plot(found: Measured, target: Path) -> None:
-    """What each change does to PSNR, with intervals: forms against the model as it is, rows against the bundle."""
+    """What each change does to PSNR, with intervals: forms against the model as it is, rows against the bundle. The
+    tables tell which were not measured, or were no number."""
     panels: list[tuple[str, str, Mapping[str, Clips], Sequence[str]]] = [
         (f"trained: {name.split(';')[0]}", "gdn", {form: x["clips"] for form, x in forms.items()}, FORM_ROWS)
         for name, forms in (found.setups or {NOT_MEASURED: {}}).items()
@@ -255,17 +256,16 @@ def _plot(found: Measured, target: Path) -> None:
     panels.append(("bundle, not trained", "as it is", found.rows, tuple(ROWS)))
     figure = canvas(6 * len(panels), 6.5)
     for axes, (title, base, rows, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        shown = [name for name in names if name != base]
+        shown = [name for name in names if name != base and rows.get(base) and rows.get(name)]
         for offset, (key, colour) in enumerate((("psnr_32", "#1f6fb4"), ("back", "#d9822b"))):
             for place, name in enumerate(shown):
-                if rows.get(base) and rows.get(name):
-                    mean = difference(rows[base], rows[name], BY_KEY[key]).mean
-                    low, high = mean.interval or (mean.value, mean.value)
-                    spread = [[mean.value - low], [high - mean.value]]
-                    axes.errorbar(mean.value, place + 0.2 * offset, xerr=spread, fmt="o", color=colour, markersize=4)
+                mean = difference(rows[base], rows[name], BY_KEY[key]).mean
+                low, high = mean.interval or (mean.value, mean.value)
+                spread = [[mean.value - low], [high - mean.value]]
+                axes.errorbar(mean.value, place + 0.2 * offset, xerr=spread, fmt="o", color=colour, markersize=4)
             axes.plot([], [], "o", color=colour, label=BY_KEY[key].label)
         axes.axvline(0, color="0.6", linewidth=1)
-        axes.set_yticks(range(len(shown)), [x if rows.get(x) else f"{x} ({NOT_MEASURED})" for x in shown], fontsize=8)
+        axes.set_yticks(range(len(shown)), shown, fontsize=8)
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set(title=title, xlabel=f"difference to '{base}', dB")
         axes.grid(axis="x", color="0.93")

@@ -47,7 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "distill": {"every": 1, "latents": 33, "batch": 8, "bank": 256, "fresh_every": 8, "ema": 0.99},
     "refiner": {
         "sigmas": [0.25, 0.15, 0.07, 0.0],
-        "deployed": [0.12, 0.06, 0.0],
+        "deployed": [0.06, 0.0],
         "lr": 1e-3,
         "bank": 256,
         "fresh_every": 32,
