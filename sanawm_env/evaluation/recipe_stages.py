@@ -32,6 +32,8 @@ def stage_rows(root: Path = bundle.EMBEDDED) -> list[list[str]]:
     for kind, one, names in seen.values():
         spent = float(one.get("minutes", 0.0)) * int(one.get("devices", 1))
         total += spent
+        if "shares" in one:
+            kind += ": " + ", ".join(f"{share:g} {stage}" for stage, share in one["shares"].items())
         row = [kind, ", ".join(names), *(str(one.get(key, "")) for key in ("steps", "batch", "devices", "minutes"))]
         rows.append([*row, f"{spent:.1f}", str(one.get("device", ""))])
     rows += [[NOT_THERE, name, *[""] * 6] for name in VARIANTS if name not in _names(root)]

@@ -27,9 +27,12 @@ MINUTES = {
     "teacher": 7.0,
     "ode": 4.0,
     "distill": 18.0,
+    "average": 0.0,  # of weights: nothing is trained
+    "again": 7.0,
+    "settled": 7.0,
     "refiner": 11.0,
 }
-KINDS = {"rolled": "denoiser"}  # stages that are another's command
+KINDS = {"rolled": "denoiser", "again": "denoiser", "settled": "denoiser"}  # stages that are another's command
 # What each stage starts from, and whose score is the real one of distillation, None where it has none. The paper's
 # order is {teacher: bidirectional, distill: ode, real: bidirectional}.
 STARTS = {
@@ -39,10 +42,22 @@ STARTS = {
     "ode": "teacher",
     "distill": "denoiser",
     "real": None,
+    "again": "average",
+    "settled": "average",
 }
-ROLLED = {"lr": 6e-4, "muon_lr": 0.012, "long_share": 0.0, "mixture_share": 0.0, "imagined_from": 0.0}
+ROLLED: dict[str, Any] = {
+    "long_share": 0.0,
+    "mixture_share": 0.0,
+    "imagined_from": 0.0,
+    "rolled": 64,
+    "rolled_steps": 1,
+}
+ROLLED |= {"latents": 33, "batch": 8, "bank": 384, "fresh_every": 16, "warmup": 30, "ema": 0.998}
+ROLLED |= {"context_noise": 0.1, "levels": {"full_share": 0.95}}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "rolled": ROLLED | {"rolled": 64, "rolled_steps": 1, "latents": 33, "batch": 8, "bank": 384, "fresh_every": 16},
+    "rolled": ROLLED | {"lr": 6e-4, "muon_lr": 0.012},
+    "again": ROLLED | {"lr": 4e-4, "muon_lr": 0.008, "first_seed": 254_000_000},
+    "settled": ROLLED | {"lr": 2e-4, "muon_lr": 0.004, "first_seed": 256_000_000},
     "teacher": {"mixture_share": 1.0, "rolled": 0, "latents": 33, "batch": 8, "bank": 384},
     "distill": {"every": 1, "latents": 33, "batch": 8, "bank": 256, "fresh_every": 8, "ema": 0.99},
     "refiner": {
@@ -54,9 +69,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 JUDGED = {"adversary": 0.2, "matching": 0.0}  # of distillation without a real score
-ROOMS = {"denoiser": 0.6, "rolled": 0.25, "distill": 0.15}
-DISTILLED = {"distill": 1.05, "rolled": 0.25, "denoiser": -0.3}  # what was learned, a little further
-STEPPED = ("denoiser", "rolled", "ode", "distill")  # stages of worlds that step
+AVERAGE = {"denoiser": 0.6, "rolled": 0.25, "distill": 0.15}
+ROOMS = {"average": 0.5, "again": 0.25, "settled": 0.25}
+GAINED = {"average": -0.5, "again": 0.25, "settled": 0.25}  # what "rooms" is more than the average
+DISTILLED = {"distill": 1.05, "rolled": 0.25, "denoiser": -0.3} | GAINED  # what was learned, a little further
+TEACHER = {"teacher": 1.0} | GAINED
+STEPPED = ("denoiser", "rolled", "ode", "distill", "average", "again", "settled")  # stages of worlds that step
 BITS = {"rooms": 8, "rooms-distilled": 3, "rooms-teacher": 5}
 DONE = "done.json"
 Stage = Callable[[str, dict[str, Any]], dict[str, Any]]
@@ -66,25 +84,29 @@ Stage = Callable[[str, dict[str, Any]], dict[str, Any]]
 class Recipe:
     """out: a folder a stage, and `bundles` as the package ships them. minutes: of each stage, over all its runs.
     settings: more of a stage's, by its name. starts: stages that others go on from, in place of `STARTS`; stages that
-    nothing which ships comes from are left out. rooms, distilled: shares of the stages whose averaged weights ship as
-    "rooms" and "rooms-distilled": models that went apart from one start are better together. bits: of the bundles'
-    large matrices. limit: MiB of all bundles. smoke: tiny sizes, seconds a stage on a CPU.
+    nothing which ships comes from are left out. average, rooms, distilled, teacher: shares of the stages whose averaged
+    weights are the stage "average", and ship as "rooms", "rooms-distilled" and "rooms-teacher": models that went apart
+    from one start are better together. bits: of the bundles' large matrices. limit: MiB of all bundles. smoke: tiny
+    sizes, seconds a stage on a CPU.
     """
 
     out: Path = Path("outputs/recipe")
     minutes: dict[str, float] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     starts: dict[str, str | None] = field(default_factory=dict)
+    average: dict[str, float] = field(default_factory=lambda: dict(AVERAGE))
     rooms: dict[str, float] = field(default_factory=lambda: dict(ROOMS))
     distilled: dict[str, float] = field(default_factory=lambda: dict(DISTILLED))
+    teacher: dict[str, float] = field(default_factory=lambda: dict(TEACHER))
     bits: dict[str, int] = field(default_factory=dict)
     limit: float = 40.0
     smoke: bool = False
 
     def __post_init__(self) -> None:
+        trained = [stage for stage in MINUTES if stage != "average"]
         for what, given, known in (
-            ("minutes", self.minutes, MINUTES),
-            ("settings", self.settings, MINUTES),
+            ("minutes", self.minutes, trained),
+            ("settings", self.settings, trained),
             ("starts", self.starts, STARTS),
             ("bits", self.bits, BITS),
         ):
@@ -96,15 +118,19 @@ class Recipe:
             earlier = order[1 : order.index("distill" if name == "real" else name)]
             if start not in earlier and not (name == "real" and start is None):
                 raise ConfigError(f"starts has {name} from {start!r}, allowed are the stages before it, {earlier}.")
-        for what, shares in (("rooms", self.rooms), ("distilled", self.distilled)):
-            unknown = [name for name in shares if name not in STEPPED]
-            if unknown or abs(sum(shares.values()) - 1) > 1e-6:
-                raise ConfigError(f"{what} is {shares}, allowed are shares of {', '.join(STEPPED)} that sum to 1.")
+        for what, shares, averaged in (
+            ("average", self.average, STEPPED[: STEPPED.index("average")]),
+            ("rooms", self.rooms, STEPPED),
+            ("distilled", self.distilled, STEPPED),
+            ("teacher", self.teacher, ("teacher", *STEPPED)),
+        ):
+            if not shares.keys() <= set(averaged) or abs(sum(shares.values()) - 1) > 1e-6:
+                raise ConfigError(f"{what} is {shares}, allowed are shares of {', '.join(averaged)} that sum to 1.")
 
     @property
     def stages(self) -> list[str]:
         """Those that what ships comes from, in order."""
-        wanted, needed = [*self.rooms, *self.distilled, "teacher", "refiner"], {"autoencoder"}
+        wanted, needed = [*self.rooms, *self.distilled, *self.teacher, "refiner"], {"autoencoder"}
         while wanted:
             name = wanted.pop()
             if name not in needed:
@@ -114,6 +140,8 @@ class Recipe:
 
     def given(self, stage: str) -> dict[str, Any]:
         """Settings of a stage, but for `out`."""
+        if stage == "average":
+            return {"shares": self.average}
         told: dict[str, Any] = {"smoke": self.smoke}
         if not self.smoke:
             minutes = (MINUTES | self.minutes)[stage]
@@ -129,8 +157,14 @@ class Recipe:
             told |= {"real": self._bundle(real)} if real else {"real": None} | JUDGED
         return told | self.settings.get(stage, {})
 
+    def bundles(self, shares: Mapping[str, float]) -> dict[Path, float]:
+        """Shares by the folders of the stages' bundles."""
+        return {self.out / stage / "bundle": share for stage, share in shares.items()}
+
     def _before(self, stage: str) -> list[str | None]:
         """The stages that one comes from."""
+        if stage == "average":
+            return [*self.average]
         starts = STARTS | self.starts
         return [starts[name] for name in ((stage, "real") if stage == "distill" else (stage,)) if name in starts]
 
@@ -154,7 +188,10 @@ def follow(config: Recipe, run: Stage, ranks: Ranks) -> dict[str, Any]:
         if known is None:
             if ranks.is_first:
                 print(f"recipe: {stage}", flush=True)
-            known = run(f"rooms-{KINDS.get(stage, stage)}", given | {"out": str(config.out / stage)})
+            if stage == "average":
+                known = _average(config, ranks)
+            else:
+                known = run(f"rooms-{KINDS.get(stage, stage)}", given | {"out": str(config.out / stage)})
             if ranks.is_first:
                 with appearing(record) as draft:
                     draft.write_text(json.dumps({"settings": given, "figures": known}, indent=1) + "\n")
@@ -180,13 +217,23 @@ def _done(record: Path, given: Mapping[str, Any]) -> dict[str, Any] | None:
     return figures
 
 
+def _average(config: Recipe, ranks: Ranks) -> dict[str, Any]:
+    """Writes the bundle of the stage "average"."""
+    folder = config.out / "average" / "bundle"
+    if ranks.is_first:
+        model, provenance = mixed(config.bundles(config.average))
+        bundle.save(folder, model, provenance, bits=32, replace=True)
+    ranks.agree(0.0)  # the others wait
+    return {"bundle": str(folder)}
+
+
 def ship(config: Recipe) -> None:
     """Writes the bundles of the stages, but for the refiner's."""
     shipped, bits = config.out / "bundles", BITS | config.bits
     first = shipped / "rooms"
-    made = {"rooms": config.rooms, "rooms-distilled": config.distilled, "rooms-teacher": {"teacher": 1.0}}
+    made = {"rooms": config.rooms, "rooms-distilled": config.distilled, "rooms-teacher": config.teacher}
     for name, shares in made.items():
-        model, provenance = mixed({config.out / stage / "bundle": share for stage, share in shares.items()})
+        model, provenance = mixed(config.bundles(shares))
         if name == "rooms":
             bundle.save(first, model, provenance, bits=bits[name], replace=True)
             whole = bundle.load(first, device="cpu", precision="fp32")
@@ -199,7 +246,7 @@ def ship(config: Recipe) -> None:
 
 def mixed(shares: Mapping[Path, float]) -> tuple[WorldModel, dict[str, Any]]:
     """The model whose denoiser is the sum of bundles' weights times their shares, with the config of the first one, and
-    where they all come from.
+    where they all come from: every run once, and behind them the averages.
     """
     models = {folder: bundle.load(folder, device="cpu", precision="fp32") for folder in shares}
     told = [bundle.description(folder)["provenance"] for folder in shares]
@@ -207,7 +254,8 @@ def mixed(shares: Mapping[Path, float]) -> tuple[WorldModel, dict[str, Any]]:
     runs = [run for one in told for run in one.get("denoiser", [])]
     provenance["denoiser"] = [run for place, run in enumerate(runs) if run not in runs[:place]]
     if len(shares) > 1:
-        provenance["shares"] = {folder.parent.name: share for folder, share in shares.items()}
+        averaged = {"stage": "average", "shares": {folder.parent.name: share for folder, share in shares.items()}}
+        provenance["denoiser"].append(averaged)
     first = next(iter(models.values()))
     denoiser = copy.deepcopy(first.denoiser)
     states = [(model.denoiser.state_dict(), shares[folder]) for folder, model in models.items()]

@@ -13,7 +13,7 @@ import torch
 from sanawm_env import bundle
 from sanawm_env.errors import BundleError, ConfigError
 from sanawm_env.training import run_stage, stages
-from sanawm_env.training.recipe import DONE, MINUTES, ROOMS, Recipe, mixed
+from sanawm_env.training.recipe import AVERAGE, DONE, MINUTES, ROOMS, Recipe, mixed
 from sanawm_env.world import WorldModel
 
 
@@ -65,9 +65,10 @@ def _check_bundles(folder: Path, sizes: dict[str, float]) -> None:
     made = [one["stage"] for one in told(folder, "rooms-distilled")["provenance"]["denoiser"]]
     assert made == ["denoiser", "bidirectional", "teacher", "ode", "distill"]
     # What ships by default is an average, and came from all of these.
-    made = [one["stage"] for one in told(folder, "rooms")["provenance"]["denoiser"]]
-    assert made == ["denoiser", "denoiser", "bidirectional", "teacher", "ode", "distill"]
-    assert told(folder, "rooms")["provenance"]["shares"] == ROOMS
+    runs = told(folder, "rooms")["provenance"]["denoiser"]
+    before = ["denoiser", "denoiser", "bidirectional", "teacher", "ode", "distill", "average"]
+    assert [one["stage"] for one in runs] == [*before, "denoiser", "denoiser", "average"]
+    assert [one["shares"] for one in runs if one["stage"] == "average"] == [AVERAGE, ROOMS]
     assert told(folder, "rooms")["provenance"]["autoencoder"]["stage"] == "autoencoder"
 
 
@@ -93,14 +94,17 @@ def test_minutes_are_those_of_the_whole_stage() -> None:
 
 
 def test_stages_that_nothing_comes_from_are_left_out() -> None:
-    assert Recipe().stages == ["autoencoder", "denoiser", "rolled", "teacher", "distill", "refiner"]
+    before = ["autoencoder", "denoiser", "rolled", "teacher", "distill"]
+    assert Recipe().stages == [*before, "average", "again", "settled", "refiner"]
+    assert Recipe(rooms=AVERAGE, distilled=AVERAGE, teacher={"teacher": 1.0}).stages == [*before, "refiner"]
     student = Recipe().given("distill")
     assert student["real"] is None and student["matching"] == 0 < student["adversary"]
     paper = Recipe(starts={"teacher": "bidirectional", "distill": "ode", "real": "bidirectional"})
     assert paper.stages == list(MINUTES) and "matching" not in paper.given("distill")
     found = [Path(paper.given("distill")[name]).parts[-2] for name in ("start", "real")]
     assert found == ["ode", "bidirectional"] and Path(paper.given("ode")["start"]).parts[-2] == "teacher"
-    assert Recipe(rooms={"denoiser": 1.0}, distilled={"denoiser": 1.0}).stages == [
+    plain = {"denoiser": 1.0}
+    assert Recipe(rooms=plain, distilled=plain, teacher={"teacher": 1.0}).stages == [
         *("autoencoder", "denoiser", "teacher", "refiner")
     ]
 
@@ -118,8 +122,8 @@ def test_bundles_are_mixed_by_their_shares(tmp_path: Path, tiny_model: WorldMode
     model, provenance = mixed(dict(zip(folders, (0.75, 0.25), strict=True)))
     for name, x in model.denoiser.state_dict().items():
         torch.testing.assert_close(x, 0.75 * first[name] + 0.25 * second[name])
-    assert provenance["denoiser"] == [one, {"stage": "distill", "steps": 4}]
-    assert provenance["shares"] == {"stage0": 0.75, "stage1": 0.25}
+    averaged = {"stage": "average", "shares": {"stage0": 0.75, "stage1": 0.25}}
+    assert provenance["denoiser"] == [one, {"stage": "distill", "steps": 4}, averaged]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,10 @@ def test_bundles_are_mixed_by_their_shares(tmp_path: Path, tiny_model: WorldMode
     [
         {"minutes": {"techer": 1.0}},
         {"rooms": {"teacher": 1.0}},
+        {"average": {"again": 1.0}},
+        {"minutes": {"average": 1.0}},
         {"distilled": {"denoiser": 0.5}},
+        {"teacher": {"bidirectional": 1.0}},
         {"bits": {"room": 8}},
         {"starts": {"ode": "distill"}},
         {"starts": {"real": "autoencoder"}},
