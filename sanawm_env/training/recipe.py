@@ -51,9 +51,15 @@ ROLLED: dict[str, Any] = {
     "imagined_from": 0.0,
     "rolled": 64,
     "rolled_steps": 1,
+    "context_noise": 0.1,
+    "levels": {"full_share": 0.95},
+    "latents": 33,
+    "batch": 8,
+    "bank": 384,
+    "fresh_every": 16,
+    "warmup": 30,
+    "ema": 0.998,
 }
-ROLLED |= {"latents": 33, "batch": 8, "bank": 384, "fresh_every": 16, "warmup": 30, "ema": 0.998}
-ROLLED |= {"context_noise": 0.1, "levels": {"full_share": 0.95}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "rolled": ROLLED | {"lr": 6e-4, "muon_lr": 0.012},
     "again": ROLLED | {"lr": 4e-4, "muon_lr": 0.008, "first_seed": 254_000_000},
@@ -71,7 +77,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 JUDGED = {"adversary": 0.2, "matching": 0.0}  # of distillation without a real score
 AVERAGE = {"denoiser": 0.6, "rolled": 0.25, "distill": 0.15}
 ROOMS = {"average": 0.5, "again": 0.25, "settled": 0.25}
-GAINED = {"average": -0.5, "again": 0.25, "settled": 0.25}  # what "rooms" is more than the average
+GAINED = ROOMS | {"average": ROOMS["average"] - 1}  # what "rooms" is more than the average
 DISTILLED = {"distill": 1.05, "rolled": 0.25, "denoiser": -0.3} | GAINED  # what was learned, a little further
 TEACHER = {"teacher": 1.0} | GAINED
 STEPPED = ("denoiser", "rolled", "ode", "distill", "average", "again", "settled")  # stages of worlds that step
@@ -159,7 +165,7 @@ class Recipe:
 
     def bundles(self, shares: Mapping[str, float]) -> dict[Path, float]:
         """Shares by the folders of the stages' bundles."""
-        return {self.out / stage / "bundle": share for stage, share in shares.items()}
+        return {Path(self._bundle(stage)): share for stage, share in shares.items()}
 
     def _before(self, stage: str) -> list[str | None]:
         """The stages that one comes from."""
