@@ -147,7 +147,10 @@ def text(found: Measured, picture: str) -> str:
 
 def _setup(line: Mapping[str, Any]) -> str:
     budget = line["budget"]
-    spent = f"{budget['minutes']:g} minutes" if budget["steps"] is None else f"{budget['steps']} steps"
+    if "operations" in budget:
+        spent = f"{budget['operations'] / 1e15:g} P operations"
+    else:
+        spent = f"{budget['steps']} steps" if "steps" in budget else f"{budget['minutes']:g} minutes"
     objective = "one-pass mixture" if line["mixture_share"] >= 1 else "streamed objective"
     return (
         f"{spent}; width {line['width']}, depth {line['depth']}, {line['batch']} clips of {line['latents']} latents, "

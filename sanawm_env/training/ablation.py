@@ -1,6 +1,7 @@
 """Stage `ablation`: the same small denoiser of Rooms trained in one of the forms of `model/forms.py`, and judged.
 
-What a form is worth at equal compute is told by its line: steps, milliseconds a step, minutes, operations a clip.
+What a form is worth at equal compute is told by runs of equal `operations`; what it took otherwise by its line: steps,
+milliseconds a step, minutes, operations a clip.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class AblationTraining(DenoiserTraining):
     """Settings of an ablation.
 
     form: of `model/forms.py`, several joined by "+". width, depth: of the denoiser. minutes: the budget, over all runs;
-    steps: another one, the schedule ends with the first that is spent. mixture_share: 1 trains by the one-pass mixture
+    steps, operations (multiplications and additions of all clips, outside the scan over frames): others, the schedule
+    ends with the first that is spent. mixture_share: 1 trains by the one-pass mixture
     alone. lines: file to which the result is appended as a line of JSON. judging: on what.
     """
 
@@ -50,6 +52,7 @@ class AblationTraining(DenoiserTraining):
     depth: int = 6
     batch: int = 8
     steps: int | None = None
+    operations: float | None = None
     lines: Path = Path("outputs/ablations/training.jsonl")
     judging: Judging = field(default_factory=Judging)
     total_minutes: float | None = None
@@ -63,15 +66,22 @@ class AblationTraining(DenoiserTraining):
         split(self.form)
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps is {self.steps}, allowed is a whole number >= 1, or null.")
+        if self.operations is not None and self.operations <= 0:
+            raise ConfigError(f"operations is {self.operations}, allowed is a number above 0, or null.")
 
 
 class Budget(WallClock):
     """Progress by minutes or by the steps of a run, whichever is further."""
 
-    def __init__(self, run: Run, steps: int | None) -> None:
-        settings = run.settings
+    def __init__(self, run: Run, settings: AblationTraining) -> None:
         super().__init__(settings.minutes, settings.total_minutes, run.clock.spent)
-        self.run, self.steps = run, steps
+        self.run, self.settings, self.steps = run, settings, settings.steps
+
+    def limit(self, operations: int) -> None:
+        """Steps that the budget of operations allows, at so many a clip."""
+        if self.settings.operations is not None:
+            allowed = max(1, round(self.settings.operations / (operations * self.settings.batch)))
+            self.steps = min(allowed, self.settings.steps or allowed)
 
     @property
     def progress(self) -> float:
@@ -96,7 +106,7 @@ class AblationStage(DenoiserStage):
     def __init__(self, settings: AblationTraining, base: WorldModel, ranks: Ranks) -> None:
         """base: whose autoencoder, sizes and clock the world has."""
         super().__init__(settings, formed(settings, base), ranks)
-        self.run.clock = Budget(self.run, settings.steps)
+        self.run.clock = self.budget = Budget(self.run, settings)
         self.operations, self._timed = 0, [(0.0, 0)]
         self._broken = torch.tensor(torch.inf, device=self.device)  # first step whose loss is no number
 
@@ -104,6 +114,7 @@ class AblationStage(DenoiserStage):
         first = not self.operations
         if first:
             self.operations = self._count(bank, weight)
+            self.budget.limit(self.operations)
             reset_peak(self.device)
         loss, norm = super().step(bank, clips, weight)
         if first:  # what compiling and the first clips took is no budget
@@ -202,5 +213,6 @@ def ablation(settings: AblationTraining, base: WorldModel, ranks: Ranks) -> dict
 
 def told_apart(settings: AblationTraining) -> dict[str, Any]:
     """What tells lines of different runs from one another."""
-    budget = {"minutes": settings.minutes, "steps": settings.steps}
+    limits = {"minutes": settings.minutes, "steps": settings.steps, "operations": settings.operations}
+    budget = {name: limit for name, limit in limits.items() if limit is not None}
     return {name: getattr(settings, name) for name in OF_RUN} | {"budget": budget}

@@ -31,7 +31,7 @@ def clips(shift: float, seed: int = 0) -> list[dict[str, Any]]:
 
 def line(form: str, shift: float, **given: Any) -> dict[str, Any]:
     told = {"form": form, "width": 64, "depth": 2, "seed": 0, "mixture_share": 0.08, "batch": 8, "latents": 17}
-    told |= {"budget": {"minutes": 8.0, "steps": None}, "diverged": None, "steps": 100, "minutes": 8.0}
+    told |= {"budget": {"minutes": 8.0}, "diverged": None, "steps": 100, "minutes": 8.0}
     told |= {"ms_a_step": 12.5, "operations_a_clip": 10**10, "parameters": 10**6, **MACHINE}
     return told | {"clips": clips(shift)} | given
 

@@ -44,6 +44,14 @@ def test_a_form_is_trained_judged_and_told_in_a_line(tiny: Path, tmp_path: Path)
     assert [line["seed"] for line in read_lines(tmp_path / "lines.jsonl")] == [0, 1]
 
 
+def test_forms_of_equal_compute_take_other_numbers_of_steps(tiny: Path, tmp_path: Path) -> None:
+    one = ran(tiny, tmp_path, steps=1)
+    budget = {"operations": SMOKE_CLIPS["batch"] * 8 * one["operations_a_clip"]}
+    whole, less = (ran(tiny, tmp_path, form=form, **budget) for form in ("gdn", "no_ucpe+no_convolution"))
+    assert whole["steps"] == 8 and whole["budget"] == less["budget"]
+    assert less["steps"] == round(8 * whole["operations_a_clip"] / less["operations_a_clip"]) > 8
+
+
 def test_a_run_that_was_cut_off_goes_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(*_: Any) -> Any:
         raise KeyboardInterrupt
@@ -75,3 +83,5 @@ def test_settings_are_checked(tiny: Path, tmp_path: Path) -> None:
         ran(tiny, tmp_path, form="softmx")
     with pytest.raises(ConfigError, match="steps is 0"):
         ran(tiny, tmp_path, steps=0)
+    with pytest.raises(ConfigError, match="operations is 0"):
+        ran(tiny, tmp_path, operations=0.0)
