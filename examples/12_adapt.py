@@ -34,7 +34,8 @@ settings = {"data": str(OUT / "night.zarr"), "replay": str(OUT / "day.zarr"), "o
 settings |= {"steps": args.steps, "minutes": 60, "batch": batch, "latents": latents, "method": "lora"}
 figures = run_stage("adapt", settings | {"device": args.device or "auto"})
 print(f"night, dB on held-out rooms: {figures['before']['psnr']} before, {figures['after']['psnr']} after")
-print(f"day: {figures['gain']['replay_psnr']:+.2f} dB; adapter: {figures['adapter_bytes'] / 1e6:.1f} MB")
+print(f"day: {figures['gain']['replay_psnr']:+.2f} dB, with {100 * figures['strength']:.0f} % of what was learned")
+print(f"adapter: {figures['adapter_bytes'] / 1e6:.1f} MB")
 
 # One held-out drive as it is, as the shipped bundle shows it, and as the adapted one does.
 seed = 900_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from sanawm_env.training.self_forcing import score_chunks
 from sanawm_env.world import WorldModel
 
 JOB, ADAPTER, BUNDLE = "adapt.json", "adapter.safetensors", "bundle"
+BITS = 16  # of a bundle's matrices, at least: a training this short moves weights by less than the steps of 8
+WEAKEST = 0.05  # share of what was learned that is kept in any case
 # What a checkpoint is of: a run that goes on from it has the same.
 SAME = ("method", "rank", "alpha", "layers", "seed", "validation", "prompt", "units")
 
@@ -172,31 +175,52 @@ class Adaptation:
         return told
 
     def _finish(self, averaged: dict[str, Tensor]) -> dict[str, Any]:
-        """Writes the averaged weights, measures them as they are read back, and adds what was found."""
-        trained, out = self.tuning.trained, self.settings.out
+        """Writes the averaged weights, measures them as they are read back, and adds what was found. What forgets more
+        than is allowed is written and measured again, weaker.
+        """
+        trained, allowed = self.tuning.trained, self.settings.forget
         figures: dict[str, Any] = {"steps": self.run.step, "minutes": round(self.run.clock.seconds / 60, 2)}
         figures["trained_parameters"] = sum(x.numel() for x in trained.parameters())
         if isinstance(trained, LowRank):
             trained.load_state_dict(averaged)
             trained.detach()
             figures["adapter_bytes"] = sum(x.nbytes for x in trained.tensors().values())
-            write_adapter(out / ADAPTER, trained, self.model, self._provenance(figures))
-            made = read = adapted(self.model, out / ADAPTER)
-        else:
-            made = with_weights(self.model, averaged.__getitem__)
-        if leaves_bundle := self.start.shared or not isinstance(trained, LowRank):
-            self._write(made, figures)
-            read = bundle.load(out / BUNDLE, device=self.device, precision="fp32", captured=False)
-        after = self._measured(read)
-        gain = {name: round(after[name] - self.before[name], 2) for name in after}
-        figures |= {"before": self.before, "after": after, "gain": gain}
+        figures |= {"before": self.before, "strength": 1.0}
+        while True:
+            made, read = self._made(averaged, figures)
+            after = self._measured(read)
+            figures["after"] = after
+            figures["gain"] = gain = {name: round(after[name] - self.before[name], 2) for name in after}
+            forgotten = -gain.get("replay_psnr", 0.0)
+            if allowed is None or forgotten <= allowed or figures["strength"] <= WEAKEST:
+                break
+            print(json.dumps({"strength": figures["strength"], "gain": gain}), flush=True)
+            figures["strength"] = weaker(figures["strength"], forgotten, allowed)
         if isinstance(trained, LowRank):
-            write_adapter(out / ADAPTER, trained, self.model, self._provenance(figures))
-            told = {"adapter": str(out / ADAPTER)}
-        if leaves_bundle:
+            write_adapter(self.settings.out / ADAPTER, trained, self.model, self._provenance(figures))
+        if self._leaves_bundle:
             self._write(made, figures)
-            told = {"bundle": str(out / BUNDLE)}
-        return figures | told
+            return figures | {"bundle": str(self.settings.out / BUNDLE)}
+        return figures | {"adapter": str(self.settings.out / ADAPTER)}
+
+    @property
+    def _leaves_bundle(self) -> bool:
+        return self.start.shared or not isinstance(self.tuning.trained, LowRank)
+
+    def _made(self, averaged: dict[str, Tensor], figures: dict[str, Any]) -> tuple[WorldModel, WorldModel]:
+        """The model at the strength of the figures, written, and as it is read back."""
+        trained, out, strength = self.tuning.trained, self.settings.out, figures["strength"]
+        if isinstance(trained, LowRank):
+            trained.alpha = self.settings.alpha * strength
+            write_adapter(out / ADAPTER, trained, self.model, self._provenance(figures))
+            made = adapted(self.model, out / ADAPTER)
+        else:
+            plain = self.model.denoiser.state_dict()
+            made = with_weights(self.model, lambda name: plain[name].lerp(averaged[name].to(plain[name]), strength))
+        if not self._leaves_bundle:
+            return made, made
+        self._write(made, figures)
+        return made, bundle.load(out / BUNDLE, device=self.device, precision="fp32", captured=False)
 
     def _write(self, model: WorldModel, figures: dict[str, Any]) -> None:
         """The bundle in `out`, with where it comes from."""
@@ -204,7 +228,7 @@ class Adaptation:
         earlier = told["provenance"]
         provenance = earlier | {"adapted": [*earlier.get("adapted", []), self._provenance(figures)]}
         whole = WorldModel(self.config, copy.deepcopy(model.denoiser).cpu(), copy.deepcopy(model.autoencoder).cpu())
-        bits, licence = told["bits"], told["licence"]
+        bits, licence = max(told["bits"], BITS), told["licence"]
         bundle.save(self.settings.out / BUNDLE, whole, provenance, bits=bits, replace=True, licence=licence)
 
     def _provenance(self, figures: dict[str, Any]) -> dict[str, Any]:
@@ -228,6 +252,12 @@ class Adaptation:
 def adapt(settings: AdaptTraining, ranks: Ranks) -> dict[str, Any]:
     """Runs the stage, or goes on with it; returns the figures, on the first rank."""
     return Adaptation(settings, open_start(settings, ranks.device), ranks).train()
+
+
+def weaker(strength: float, forgotten: float, allowed: float) -> float:
+    """The strength to try next, where one forgot so many dB: a loss grows about with the square of the way."""
+    now = strength / WEAKEST
+    return round(WEAKEST * max(1, min(round(now) - 1, math.floor(now * math.sqrt(allowed / forgotten)))), 2)
 
 
 def _check_length(config: WorldConfig, latents: int) -> None:

@@ -24,7 +24,9 @@ class AdaptTraining:
     instead, to start from a released model. method: "lora" trains adapters of `rank` of the `layers` (model/lora.py),
     "full" all weights. prompt: what episodes without a prompt of their own show, for a model that reads text.
     text_dropout: part of the clips that are learned without their text, for a model with guidance. units: of `Footage`.
-    replay: a store, or several, of what shall not be forgotten; replay_share: part of the clips that are drawn from it.
+    replay: a store, or several, of what shall not be forgotten; replay_share: part of the clips that are drawn from it;
+    forget: dB of PSNR that its held-out episodes may lose: of what was learned, a share is kept (`strength` of the
+    figures, steps of 0.05) with which they lose no more; None keeps all.
     minutes, steps: of the whole training, over all runs; it ends with the first that is reached. batch: clips a step,
     on each GPU, of `latents` latent frames each; every: frames from one clip of an episode to the next, None for half a
     clip. scaling: how a large model is trained. mixture_share: part of the steps of a distilled model on the timestep
@@ -49,6 +51,7 @@ class AdaptTraining:
     units: float | None = None
     replay: Stores | None = None
     replay_share: float = 0.25
+    forget: float | None = 0.5
     minutes: float = 10.0
     steps: int | None = None
     batch: int = 8
@@ -80,7 +83,7 @@ class AdaptTraining:
 
     def __post_init__(self) -> None:
         counts = {"steps": self.steps, "batch": self.batch, "minutes": self.minutes, "every": self.every, "lr": self.lr}
-        counts |= {"units": self.units}
+        counts |= {"units": self.units, "forget": self.forget}
         for name, value in counts.items():
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} is {value}, allowed > 0; change it.")
@@ -117,6 +120,7 @@ class AdaptReleased(AdaptTraining):
     mixture_share: float = 0.0
     imagined: int = 0
     levels: Levels = Levels(full_share=0.0, shift=9.95, law="logit_normal", shares=(0.1, 0.4, 0.4, 0.1))
+    forget: float | None = None  # two episodes tell too little
     validation_episodes: int = 2
     validation_frames: int = 96
     save_minutes: float = 5.0

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sanawm_env import bundle
+from sanawm_env.adapters import adapted
+from sanawm_env.clips import generate
 from sanawm_env.datasets.provenance import Provenance
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.datasets.writer import EpisodeWriter
@@ -269,6 +271,51 @@ def test_a_faster_store_is_thinned_out(night: Path, start: Path, tmp_path: Path)
     fast = Footage(str(rewritten(night, tmp_path / "fast.zarr", fps=20.0)), model).read(0)
     np.testing.assert_array_equal(fast.poses, slow.poses[::2])
     assert len(fast.frames) == 13
+
+
+def test_what_is_learned_outlives_a_bundle_of_few_bits(night: Path, start: Path, tmp_path: Path) -> None:
+    """The steps between weights of 8 bits are wider than what a short training moves them by."""
+    few = bundle.save(tmp_path / "few", bundle.load(start, device="cpu", precision="fp32"), {}, bits=8)
+    one = stage(settings(night, tmp_path / "out", few, lr=1e-3, ema=0.1))
+    one.train()
+    plain, read = one.model, bundle.load(tmp_path / "out" / "bundle", device="cpu", precision="fp32")
+    exact = adapted(plain, tmp_path / "out" / "adapter.safetensors").denoiser.state_dict()
+    moved = lost = 0.0
+    for name, x in read.denoiser.state_dict().items():
+        moved += float((exact[name] - plain.denoiser.state_dict()[name]).square().sum())
+        lost += float((exact[name] - x).square().sum())
+    assert moved > 0 and lost < 0.01 * moved
+
+
+def dreamt(source: Path, target: Path, start: Path) -> Path:
+    """The first two episodes of a store as the model itself shows them: nothing that it learns can make it better."""
+    store, model = EpisodeStore(source), bundle.load(start, device="cpu", precision="fp32")
+    with EpisodeWriter(target, store.info) as writer:
+        for number in (0, 1):
+            arrays = {key: x for key, x in store.read(number).items() if key in AS_WRITTEN}
+            path = np.concatenate([arrays["start_poses"][None], arrays["poses"]])[None]
+            shown = generate(model, arrays["start_frames"][None], path, seeds=[0]).frames
+            assert shown is not None
+            arrays["frames"] = shown[0, 1:].numpy()
+            writer.add(arrays, seed=number, provenance=Provenance(units_per_metre=1.0))
+    return target
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_forgets_too_much_is_weakened(method: Any, night: Path, start: Path, tmp_path: Path) -> None:
+    forgetful = {"method": method, "replay": str(dreamt(night, tmp_path / "own.zarr", start)), "replay_share": 0.0}
+    forgetful |= {"lr": 0.01 if method == "lora" else 0.0005, "ema": 0.1}
+    whole = run_stage("adapt", mapping(settings(night, tmp_path / "a", start, forget=None, **forgetful)))
+    lost = -whole["gain"]["replay_psnr"]
+    assert whole["strength"] == 1.0 and lost > 1.0
+    kept = run_stage("adapt", mapping(settings(night, tmp_path / "b", start, forget=lost / 2, **forgetful)))
+    assert kept["strength"] < 1.0 and -kept["gain"]["replay_psnr"] <= lost / 2
+    plain, far, near = (
+        bundle.load(path, device="cpu", precision="fp32").denoiser.state_dict()
+        for path in (start, tmp_path / "a" / "bundle", tmp_path / "b" / "bundle")
+    )
+    for name, x in plain.items():
+        torch.testing.assert_close(near[name], x.lerp(far[name], kept["strength"]), atol=1e-4, rtol=1e-4)
 
 
 def test_replayed_episodes_are_drawn_and_measured(night: Path, start: Path, tmp_path: Path) -> None:
