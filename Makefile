@@ -25,15 +25,16 @@ setup: $(READY)
 
 # torch comes first and alone, so that a build which is already in the environment (the CPU one, a vendor's own) is
 # kept: what is there by then, torch and the triton it may bring, is left out of the constraints of the rest. pip
-# compiles the modules it has unpacked one by one; here all cores do, and say which they cannot
-# (torch has one for a later Python), which stops nothing.
+# compiles the modules it has unpacked one by one; here all cores do, but for thousands of which hardly one is imported,
+# and say which they cannot (torch has one for a later Python), which stops nothing.
+SELDOM := /(OpenGL|transformers/models|diffusers/(modular_)?pipelines)/
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --no-compile $$(grep '^torch==' constraints.txt)
 	@kept='torch'; ! $(BIN)/python -c "import triton" 2>/dev/null || kept='torch|triton'; \
 	grep -v -E "^($$kept)==" constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --no-compile -c $(VENV)/constraints.txt -e '.[dev]'
-	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib
+	-$(BIN)/python -m compileall -q -j 0 -x '$(SELDOM)' $(VENV)/lib
 	touch $(READY)
 
 demo: $(READY)
@@ -51,7 +52,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
