@@ -43,8 +43,8 @@ class AblationTraining(DenoiserTraining):
 
     form: of `model/forms.py`, several joined by "+". width, depth: of the denoiser. minutes: the budget, over all runs;
     steps, operations (multiplications and additions of all clips, outside the scan over frames): others, the schedule
-    ends with the first that is spent. mixture_share: 1 trains by the one-pass mixture
-    alone. lines: file to which the result is appended as a line of JSON. judging: on what.
+    ends with the first that is spent. mixture_share: 1 trains by the one-pass mixture alone. lines: file to which the
+    result is appended as a line of JSON. judging: on what.
     """
 
     form: str = "gdn"

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from sanawm_env.world import WorldModel
 
 JOB, ADAPTER, BUNDLE = "adapt.json", "adapter.safetensors", "bundle"
 BITS = 16  # of a bundle's matrices, at least: a training this short moves weights by less than the steps of 8
-WEAKEST = 0.05  # share of what was learned that is kept in any case
+WEAKEST = 0.05  # share of what was learned that is kept, with a warning, whatever it forgets
 # What a checkpoint is of: a run that goes on from it has the same.
 SAME = ("method", "rank", "alpha", "layers", "seed", "validation", "prompt", "units")
 
@@ -192,9 +193,16 @@ class Adaptation:
             figures["after"] = after
             figures["gain"] = gain = {name: round(after[name] - self.before[name], 2) for name in after}
             forgotten = -gain.get("replay_psnr", 0.0)
-            if allowed is None or forgotten <= allowed or figures["strength"] <= WEAKEST:
+            if allowed is None or forgotten <= allowed:
                 break
             print(json.dumps({"strength": figures["strength"], "gain": gain}), flush=True)
+            if figures["strength"] <= WEAKEST:
+                warnings.warn(
+                    f"{WEAKEST:g} of what was learned still forgets {forgotten:g} dB, allowed are {allowed:g}; raise "
+                    "replay_share, or lower lr.",
+                    stacklevel=2,
+                )
+                break
             figures["strength"] = weaker(figures["strength"], forgotten, allowed)
         if isinstance(trained, LowRank):
             write_adapter(self.settings.out / ADAPTER, trained, self.model, self._provenance(figures))

@@ -26,7 +26,7 @@ class AdaptTraining:
     text_dropout: part of the clips that are learned without their text, for a model with guidance. units: of `Footage`.
     replay: a store, or several, of what shall not be forgotten; replay_share: part of the clips that are drawn from it;
     forget: dB of PSNR that its held-out episodes may lose: of what was learned, a share is kept (`strength` of the
-    figures, steps of 0.05) with which they lose no more; None keeps all.
+    figures, in steps of 0.05, which is the least) with which they lose no more; None keeps all.
     minutes, steps: of the whole training, over all runs; it ends with the first that is reached. batch: clips a step,
     on each GPU, of `latents` latent frames each; every: frames from one clip of an episode to the next, None for half a
     clip. scaling: how a large model is trained. mixture_share: part of the steps of a distilled model on the timestep

@@ -318,6 +318,13 @@ def test_what_forgets_too_much_is_weakened(method: Any, night: Path, start: Path
         torch.testing.assert_close(near[name], x.lerp(far[name], kept["strength"]), atol=1e-4, rtol=1e-4)
 
 
+def test_what_forgets_too_much_at_any_strength_is_told(night: Path, start: Path, tmp_path: Path) -> None:
+    given = {"replay": str(dreamt(night, tmp_path / "own.zarr", start)), "replay_share": 0.0, "lr": 0.5, "ema": 0.1}
+    with pytest.warns(UserWarning, match="0.05 of what was learned still forgets .* allowed are 0.01"):
+        told = run_stage("adapt", mapping(settings(night, tmp_path / "out", start, forget=0.01, **given)))
+    assert told["strength"] == 0.05
+
+
 def test_replayed_episodes_are_drawn_and_measured(night: Path, start: Path, tmp_path: Path) -> None:
     record(RecordRooms(out=tmp_path / "day.zarr", episodes=2, frames=FRAMES, bundle=str(start), device="cpu"))
     one = stage(settings(night, tmp_path, start, replay=str(tmp_path / "day.zarr"), replay_share=0.5, batch=16))
