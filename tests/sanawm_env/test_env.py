@@ -234,22 +234,22 @@ def resident_bytes() -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory in use from Linux's /proc")
-def test_five_hundred_steps_take_no_more_memory_than_three() -> None:
+def test_a_thousand_steps_take_no_more_memory_than_three() -> None:
     config = tiny_config()
     # A block of each kind and one level of noise: a step leaves the same kinds of memory, in half of the time.
     small = dataclasses.replace(config, timesteps=(1000,), denoiser=dataclasses.replace(config.denoiser, depth=2))
     env = SanaWMEnv(WorldModel.random(small), task="drive")
     env.reset(seed=0, options={"image": picture()})
     sizes, resident = [], []
-    for step in range(500):
+    for step in range(1000):
         observation, _, _, _, info = env.step([0.5, 0.9])
-        if step in (2, 50, 499):
+        if step in (2, 50, 999):
             sizes.append(env.get_state().world.nbytes()["total"])
             resident.append(resident_bytes())
-    assert info["frame"] == 4000
+    assert info["frame"] == 8000
     assert observation.std() > 0
     assert len(set(sizes)) == 1
-    assert resident[2] - resident[1] < 9 * 2**20  # 20 KiB a step
+    assert resident[2] - resident[1] < 20 * 2**20
 
 
 @pytest.mark.gpu
