@@ -40,7 +40,7 @@ room. What was not measured says so.
 
 {stages}
 
-GPU minutes: minutes times GPUs, over all runs of a stage.
+GPU minutes: minutes, with those of compiling, times GPUs, over all runs of a stage.
 
 ## Variants
 

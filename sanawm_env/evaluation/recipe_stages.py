@@ -30,7 +30,8 @@ def stage_rows(root: Path = bundle.EMBEDDED) -> list[list[str]]:
             seen.setdefault(key, (kind, one, []))[2].append(name)
     total = 0.0
     for kind, one, names in seen.values():
-        spent = float(one.get("minutes", 0.0)) * int(one.get("devices", 1))
+        minutes = float(one.get("minutes", 0.0)) + float(one.get("compiling_minutes", 0.0))
+        spent = minutes * int(one.get("devices", 1))
         total += spent
         if "shares" in one:
             kind += ": " + ", ".join(f"{share:g} {stage}" for stage, share in one["shares"].items())

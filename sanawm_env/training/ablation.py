@@ -74,7 +74,7 @@ class Budget(WallClock):
     """Progress by minutes or by the steps of a run, whichever is further."""
 
     def __init__(self, run: Run, settings: AblationTraining) -> None:
-        super().__init__(settings.minutes, settings.total_minutes, run.clock.spent)
+        super().__init__(settings.minutes, settings.total_minutes, run.clock.spent, run.clock.compiled)
         self.run, self.settings, self.steps = run, settings, settings.steps
 
     def limit(self, operations: int) -> None:
@@ -117,10 +117,10 @@ class AblationStage(DenoiserStage):
             self.budget.limit(self.operations)
             reset_peak(self.device)
         loss, norm = super().step(bank, clips, weight)
-        if first:  # what compiling and the first clips took is no budget
+        if first:  # what the first clips took is no budget
             synchronise(self.device)
             self._timed = [(time.monotonic(), self.run.step)]
-            self.run.clock.started = time.monotonic()
+            self.budget.begin()
         sound = torch.isfinite(loss) & torch.isfinite(norm)
         self._broken = torch.where(sound, self._broken, self._broken.clamp(max=self.run.step))
         if self.run.step % LOOKED_AT_EVERY == 0:

@@ -15,7 +15,7 @@ from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.model.lora import LowRank, adapted_layers
 from sanawm_env.training.adapt_latents import FilmedClips
 from sanawm_env.training.adapt_settings import AdaptTraining
-from sanawm_env.training.clip_stage import compile_blocks
+from sanawm_env.training.compiling import compile_blocks
 from sanawm_env.training.latents import clip_conditioning
 from sanawm_env.training.objective import AmongLevels, Levels, clip_loss, mixture_loss, rooted, streamed_loss, velocity
 from sanawm_env.training.ranks import Ranks

@@ -19,6 +19,7 @@ from sanawm_env.errors import BundleError
 from sanawm_env.evaluation.metrics import psnr
 from sanawm_env.model.autoencoder import Autoencoder, AutoencoderConfig, to_uint8
 from sanawm_env.model.checkpoint import as_stored, read_weights, write_weights
+from sanawm_env.training.compiling import compiled
 from sanawm_env.training.frames import FrameBank, FrameSource, Picture, rendered, to_pixels
 from sanawm_env.training.loop import Log
 from sanawm_env.training.losses import decibels, reconstruction_loss
@@ -86,7 +87,7 @@ class AutoencoderStage:
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.reconstruct: Callable[[Tensor, Tensor], Tensor] = self._reconstruct
         if settings.compiled:
-            self.reconstruct = torch.compile(self._reconstruct, dynamic=False)
+            self.reconstruct = compiled(self._reconstruct)
 
     def train(self) -> dict[str, Any]:
         """Trains until the clock or `max_steps` stops it; saves checkpoint and result; returns the held-out figures."""

@@ -21,8 +21,8 @@ from sanawm_env.conditioning import Conditioning
 from sanawm_env.evaluation.rollout import dream
 from sanawm_env.model.autoencoder import Autoencoder
 from sanawm_env.model.config import Schedule, Variant
-from sanawm_env.model.denoiser import Denoiser
 from sanawm_env.rooms import render, sample_scenes
+from sanawm_env.training.compiling import compile_blocks
 from sanawm_env.training.latents import ClipBank, Clips, ClipSource, clip_conditioning, repeated
 from sanawm_env.training.learner import Learner
 from sanawm_env.training.loop import Log
@@ -40,10 +40,10 @@ class ClipTraining:
     """Settings that all stages of a denoiser have.
 
     out: folder of the checkpoint, and of the averaged weights as a bundle, each written every `save_minutes`.
-    minutes: wall clock of this run; total_minutes: of the whole schedule, over all runs. batch: clips a step.
-    latents, long_latents: latent frames of the clips, and of those in the last `long_share` of the schedule (batch
-    cut in proportion). bank, source_batch, fresh_every, workers: clips kept on the device, clips rendered at once,
-    steps between refreshes, planning processes. validation_scenes: held-out ones. scaling: how a large model is
+    minutes: wall clock of this run, compiling apart; total_minutes: of the whole schedule, over all runs. batch: clips
+    a step. latents, long_latents: latent frames of the clips, and of those in the last `long_share` of the schedule
+    (batch cut in proportion). bank, source_batch, fresh_every, workers: clips kept on the device, clips rendered at
+    once, steps between refreshes, planning processes. validation_scenes: held-out ones. scaling: how a large model is
     trained.
     """
 
@@ -255,13 +255,6 @@ def turned(model: WorldModel, variant: Variant, **world: Any) -> WorldModel:
 def many_steps(schedule: Schedule) -> dict[str, Any]:
     """Fields of the config of a model that takes these steps, over a whole clip or chunk by chunk."""
     return {"schedule": schedule, "timesteps": schedule.timesteps}
-
-
-def compile_blocks(denoiser: Denoiser) -> None:
-    """Compiles the blocks, in place."""
-    torch._dynamo.config.recompile_limit = 64  # two kinds of block, each in half a dozen shapes
-    for block in denoiser.blocks:
-        block.compile(dynamic=False)
 
 
 @torch.no_grad()

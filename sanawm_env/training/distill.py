@@ -17,7 +17,8 @@ from torch import Tensor
 from sanawm_env.bundle_files import close
 from sanawm_env.errors import ConfigError
 from sanawm_env.model.chunks import clip_chunks
-from sanawm_env.training.clip_stage import ClipStage, ClipTraining, compile_blocks, turned
+from sanawm_env.training.clip_stage import ClipStage, ClipTraining, turned
+from sanawm_env.training.compiling import compile_blocks
 from sanawm_env.training.judges import BETAS, Adversary, Judge, Scores
 from sanawm_env.training.objective import MEASURES, streamed
 from sanawm_env.training.ranks import Ranks

@@ -14,7 +14,8 @@ from torch.nn.functional import leaky_relu
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sanawm_env.conditioning import Conditioning
-from sanawm_env.training.clip_stage import compile_blocks, kept_from_muon
+from sanawm_env.training.clip_stage import kept_from_muon
+from sanawm_env.training.compiling import compile_blocks
 from sanawm_env.training.latents import Clips
 from sanawm_env.training.learner import Learner
 from sanawm_env.training.objective import clip_loss, noised, velocity

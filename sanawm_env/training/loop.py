@@ -1,7 +1,8 @@
 """What the training stages share: the clock, the optimiser, averaged weights, checkpoints and the log.
 
-API: `WallClock(minutes, spent)` gives `.progress` (0 .. 1), `.seconds`, `.expired`; `make_optimisers(module, lr,
-muon_lr)` gives a list of optimisers, `set_rate(optimisers, factor)` scales them; `rate_factor(progress, step, warmup)`;
+API: `WallClock(minutes, spent)` gives `.progress` (0 .. 1), `.seconds`, `.compiling`, `.expired`, `.begin()`;
+`make_optimisers(module, lr, muon_lr)` gives a list of optimisers, `set_rate(optimisers, factor)` scales them;
+`rate_factor(progress, step, warmup)`;
 `Ema(module, decay)` with `.update(module)`, `.copy_to(module)`, `.state`; `save_checkpoint(path, **parts)` and
 `load_checkpoint(path, device)`; `Log(seconds)`.
 """
@@ -18,21 +19,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sanawm_env.training.compiling import compiling_seconds
+
 
 class WallClock:
-    """Progress of a schedule measured in minutes of work, over one or more runs.
+    """Progress of a schedule measured in minutes of work, over one or more runs. Compiling is no work: it takes as
+    long in a short run as in a long one.
 
-    minutes: of this run. total_minutes: of the schedule. spent: seconds of earlier runs.
+    minutes: of this run. total_minutes: of the schedule. spent, compiled: seconds of earlier runs, of work and of
+    compiling.
     """
 
-    def __init__(self, minutes: float, total_minutes: float | None = None, spent: float = 0.0) -> None:
-        self.started = time.monotonic()
-        self.minutes, self.spent = minutes, spent
-        self.total = total_minutes or minutes
+    def __init__(
+        self, minutes: float, total_minutes: float | None = None, spent: float = 0.0, compiled: float = 0.0
+    ) -> None:
+        self.minutes, self.total = minutes, total_minutes or minutes
+        self.spent, self.compiled = spent, compiled
+        self._started, self._compiled_before = time.monotonic(), compiling_seconds()
 
     @property
     def seconds(self) -> float:
-        return self.spent + time.monotonic() - self.started
+        return self.spent + self._worked
+
+    @property
+    def compiling(self) -> float:
+        """Seconds of compiling, over all runs."""
+        return self.compiled + compiling_seconds() - self._compiled_before
+
+    def begin(self) -> None:
+        """Counts from now on: what this run did until here was no work."""
+        self._started += self._worked
+
+    @property
+    def _worked(self) -> float:
+        return time.monotonic() - self._started - (compiling_seconds() - self._compiled_before)
 
     @property
     def progress(self) -> float:
@@ -40,7 +60,7 @@ class WallClock:
 
     @property
     def expired(self) -> bool:
-        return time.monotonic() - self.started >= 60 * self.minutes or self.seconds >= 60 * self.total
+        return self._worked >= 60 * self.minutes or self.seconds >= 60 * self.total
 
 
 class Muon(torch.optim.Optimizer):

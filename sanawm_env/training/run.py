@@ -26,9 +26,10 @@ SEEDS_A_RANK = 100_000_000
 class Settings(Protocol):
     """Settings that every stage has.
 
-    out: folder of the checkpoint and the result. minutes: wall clock of this run; total_minutes: of the whole schedule,
-    over all runs (None: this run is all). batch: clips a step, on each GPU. lr, muon_lr, warmup, clip, ema: of the
-    optimisers (muon_lr None: AdamW alone) and the average. first_seed: of the training rooms. max_steps: of this run.
+    out: folder of the checkpoint and the result. minutes: wall clock of this run, compiling apart; total_minutes: of
+    the whole schedule, over all runs (None: this run is all). batch: clips a step, on each GPU. lr, muon_lr, warmup,
+    clip, ema: of the optimisers (muon_lr None: AdamW alone) and the average. first_seed: of the training rooms.
+    max_steps: of this run.
     """
 
     @property
@@ -107,7 +108,8 @@ class Run:
         self._seeds_of_earlier_plans = int(saved.get("used_seeds", 0))
         self._planner: PathPlanner | None = None
         torch.manual_seed(settings.seed + 1 + 1000 * self.first_step + ranks.index)
-        self.clock = WallClock(settings.minutes, settings.total_minutes, float(saved.get("seconds", 0.0)))
+        spent, compiled = (float(saved.get(name, 0.0)) for name in ("seconds", "compiling"))
+        self.clock = WallClock(settings.minutes, settings.total_minutes, spent, compiled)
 
     def _check_beside(self, saved: Mapping[str, Any]) -> None:
         theirs, ours = (" and ".join(sorted(names)) or "nothing" for names in (saved, self.beside))
@@ -174,8 +176,9 @@ class Run:
         parts = self.learner.state() | {"ema": self.averaged()}
         parts["beside"] = {name: learner.state() for name, learner in self.beside.items()}
         if self.ranks.is_first:
-            told = {"step": self.step, "used_seeds": self.used_seeds, "seconds": self.clock.seconds}
-            save_checkpoint(self.path, **parts, **told)
+            told = {"step": self.step, "used_seeds": self.used_seeds}
+            times = {"seconds": self.clock.seconds, "compiling": self.clock.compiling}
+            save_checkpoint(self.path, **parts, **told, **times)
 
     def provenance(self, validation_seeds: tuple[int, int], metrics: dict[str, Any]) -> dict[str, Any]:
         """Where the averaged weights come from, as JSON; seeds from the first to the last one, both included."""
@@ -188,6 +191,7 @@ class Run:
             "batch": settings.batch * self.ranks.count,
             "devices": self.ranks.count,
             "minutes": round(self.clock.seconds / 60, 2),
+            "compiling_minutes": round(self.clock.compiling / 60, 2),
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "torch": torch.__version__,
             "commit": commit(),
