@@ -94,7 +94,9 @@ def _moments(model: WorldModel, quantisation: Quantisation, rooms: int) -> Momen
     scenes = sample_scenes(seeds, model.device)
     frames = CHUNKS * config.frames_per_chunk
     poses = torch.as_tensor(sample_trajectories(sample_scenes(seeds), seeds, frames, config.fps).poses)
-    truth = render(scenes, poses[:, :1].to(model.device), config.intrinsics, (config.height, config.width))
+    truth = render(
+        scenes, poses[:, :1].to(model.device), config.intrinsics, (config.height, config.width), geometry=False
+    )
 
     def drive() -> None:
         state, _ = initial(model, truth.rgb[:, 0], seeds=seeds, poses=poses[:, 0])

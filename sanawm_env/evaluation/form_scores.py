@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from sanawm_env.evaluation.rooms import returned
 from sanawm_env.evaluation.visibility import visible
 from sanawm_env.evaluation.world_clips import Clips
 from sanawm_env.evaluation.world_figures import Measure
+from sanawm_env.rooms import Render
 from sanawm_env.world import WorldModel
 
 HORIZONS = (8, 32, 64)
@@ -58,19 +59,35 @@ class Judging:
             )
 
 
-def judge(model: WorldModel, asked: Judging) -> list[Line]:
+class Drives:
+    """The held-out rooms that worlds of one size, rate and device are judged on, and what is seen there in truth, which
+    is rendered once however many of them there are.
+    """
+
+    def __init__(self, model: WorldModel, asked: Judging) -> None:
+        self.size = GROUPS[model.device.type]
+        self.rooms = held_out(model.config, asked.scenes, asked.seed, asked.frames, model.device)
+        self._truths: list[tuple[HeldOut, Render, Tensor]] = []
+
+    def __iter__(self) -> Iterator[tuple[HeldOut, Render, Tensor]]:
+        """Groups of rooms, their truth, and which of its pixels [B, T, H, W] the first picture shows."""
+        if not self._truths:
+            self._truths = [(group, *_seen(group)) for group in self.rooms.groups(self.size)]
+        return iter(self._truths)
+
+
+def judge(model: WorldModel, asked: Judging, drives: Drives | None = None) -> list[Line]:
     """Scores of each room, {"clip": number, "scores": by the names of `MEASURES`}; None, or no score, where there is
-    nothing to measure. ConfigError: drives are no whole chunks."""
+    nothing to measure. drives: those of another world of the same size, rate and device. ConfigError: drives are no
+    whole chunks."""
     config, device = model.config, model.device
     chunk = config.frames_per_chunk
     if asked.frames % chunk or asked.back % chunk:
         raise ConfigError(f"frames is {asked.frames}, back {asked.back}; allowed are whole chunks of {chunk} frames.")
-    drives = held_out(config, asked.scenes, asked.seed, asked.frames, device)
     lines: list[Line] = []
-    for group in drives.groups(GROUPS[device.type]):
-        lines += [
-            {"clip": len(lines) + row, "scores": scores} for row, scores in enumerate(_driven(model, group, asked))
-        ]
+    for group, truth, seen in drives or Drives(model, asked):
+        scored = _driven(model, group, asked, truth, seen)
+        lines += [{"clip": len(lines) + row, "scores": scores} for row, scores in enumerate(scored)]
     few = min(asked.scenes, asked.back_scenes)
     if few and asked.back:
         there = held_out(config, max(2, few), asked.seed, asked.back // 2, device, "there_and_back")
@@ -85,12 +102,9 @@ def judge(model: WorldModel, asked: Judging) -> list[Line]:
 
 
 @torch.no_grad()
-def _driven(model: WorldModel, group: HeldOut, asked: Judging) -> list[Line]:
+def _driven(model: WorldModel, group: HeldOut, asked: Judging, told: Render, seen: Tensor) -> list[Line]:
     """Scores of a group along its drives."""
     frames, horizons = group.poses.shape[1] - 1, [k for k in HORIZONS if k < group.poses.shape[1]]
-    told = group.truth(group.poses)
-    poses = group.poses.to(told.depth.device)
-    seen = visible(told.depth, poses, told.depth[:, 0], poses[:, 0], group.intrinsics())
     made = dream(model, told.rgb[:, 0], group.seeds, group.poses, range(frames + 1), lambda done: None)
     shown = made.frames.to(told.rgb.device)
     levels = psnr(shown[:, horizons], told.rgb[:, horizons], seen[:, horizons])
@@ -112,6 +126,12 @@ def _driven(model: WorldModel, group: HeldOut, asked: Judging) -> list[Line]:
         found |= pixel_scores(clip) | camera_scores(estimate, group.poses[row])
         scores.append({name.key: _plain(found[name.key]) for name in MEASURES if name.key in found})
     return scores
+
+
+def _seen(group: HeldOut) -> tuple[Render, Tensor]:
+    told = group.truth(group.poses)
+    poses = group.poses.to(told.depth.device)
+    return told, visible(told.depth, poses, told.depth[:, 0], poses[:, 0], group.intrinsics())
 
 
 def _clips(group: HeldOut, pictures: Tensor) -> Clips:

@@ -46,9 +46,16 @@ class HeldOut:
 
     def truth(self, poses: Tensor, halved: int = 1) -> Render:
         """What the ray-caster sees at poses [B, T, 4, 4]; `halved` = 2 gives pictures of half the size."""
+        return self._rendered(poses, halved, geometry=True)
+
+    def pictures(self, poses: Tensor, halved: int = 1) -> Tensor:
+        """The pictures of `truth` alone, uint8 [B, T, H, W, 3]: a fifth faster."""
+        return self._rendered(poses, halved, geometry=False).rgb
+
+    def _rendered(self, poses: Tensor, halved: int, *, geometry: bool) -> Render:
         size = (self.config.height // halved, self.config.width // halved)
         intrinsics = shrunk_intrinsics(self.intrinsics(), halved).to(self.device)
-        return render(self.scenes, poses.to(self.device), intrinsics, size)
+        return render(self.scenes, poses.to(self.device), intrinsics, size, geometry=geometry)
 
     def part(self, first: int, last: int) -> HeldOut:
         """Scenes first .. last - 1; none where last <= first."""

@@ -179,7 +179,7 @@ def _judge_ceiling(model: WorldModel, group: HeldOut, judged: Judged, horizons: 
     """Appends what the autoencoder alone makes of the truth."""
     few = _rest(group, BUDGETS[model.device.type].ceiling, table["autoencoder"])
     if len(few):
-        video = few.truth(few.poses).rgb
+        video = few.pictures(few.poses)
         rebuilt = reconstruction(model, video)[:, horizons].to(video.device)
         table["autoencoder"].append(psnr(rebuilt, video[:, horizons], judged.seen[: len(few)]))
 
@@ -208,7 +208,7 @@ def pose_offsets(few: HeldOut, dreamt: Tensor, truth: Tensor, seen: Tensor, pose
     """
 
     def renderer(where: Tensor) -> Tensor:
-        return few.truth(where, halved=2).rgb.float()
+        return few.pictures(where, halved=2).float()
 
     poses = poses.to(truth.device)
     # Textures are filtered by the size of a pixel: what that changes at the right pose must not count as an offset.
@@ -250,7 +250,7 @@ def returned(model: WorldModel, drives: HeldOut, returns: Sequence[int], progres
     out = drives.poses[:, 1:]
     lap = torch.cat([out, out[:, :-1].flip(1), drives.poses[:, :1]], dim=1)
     poses = torch.cat([drives.poses[:, :1], *[lap] * (returns[-1] // returns[0])], dim=1)
-    first = drives.truth(poses[:, :1]).rgb
+    first = drives.pictures(poses[:, :1])
     made = dream(model, first[:, 0], drives.seeds, poses, returns, progress).frames
     return psnr(made.to(first.device), first.expand(-1, len(returns), -1, -1, -1))
 

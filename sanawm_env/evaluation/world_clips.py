@@ -76,7 +76,7 @@ def rooms_clips(
         names=tuple(f"room {number}" for number in seeds),
         templates=templates,
         poses=poses,
-        pictures=rooms.truth(poses[:, :1]).rgb[:, 0],
+        pictures=rooms.pictures(poses[:, :1])[:, 0],
         intrinsics=rooms.intrinsics(),
         seeds=seeds,
         pairs=tuple(revisits(path) for path in paths),

@@ -202,7 +202,8 @@ def _blocks(frames: int, pixels: int, samples: int, device: torch.device) -> Ite
         for start in range(0, frames, size):
             yield range(start, start + size), slice(0, pixels)
         return
-    patch = max(1, _CPU_RAYS // samples)
-    for frame in range(frames):
+    patch = min(pixels, max(1, _CPU_RAYS // samples))
+    together = max(1, _CPU_RAYS // (samples * pixels))  # a block of little takes hardly less than a full one
+    for frame in range(0, frames, together):
         for start in range(0, pixels, patch):
-            yield range(frame, frame + 1), slice(start, min(start + patch, pixels))
+            yield range(frame, min(frame + together, frames)), slice(start, min(start + patch, pixels))

@@ -235,7 +235,7 @@ class ClipStage(ABC):
         size = (self.world.height, self.world.width)
         shown = [k for k in (8, 32, 64) if k <= frames]
         seen = path[:, [0, *shown]].float().to(self.device)
-        truth = render(sample_scenes(seeds, device=self.device), seen, intrinsics, size).rgb
+        truth = render(sample_scenes(seeds, device=self.device), seen, intrinsics, size, geometry=False).rgb
         with self.run.autocast():
             told = {"text": repeated(self.text, len(seeds))} if self.text else {}
             made = dream(model, truth[:, 0], seeds, path, shown, lambda done: None, **told).frames

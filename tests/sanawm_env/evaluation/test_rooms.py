@@ -80,7 +80,7 @@ def test_a_perfect_world_is_found_perfect(model: WorldModel, monkeypatch: pytest
     ) -> rooms.Dream:
         drives = rooms.HeldOut(seeds=tuple(seeds), poses=poses, config=model.config, device=CPU)
         latents = torch.zeros(len(seeds), 1 + 2 * (poses.shape[1] - 1) // 8, 8, 4, 5)
-        return rooms.Dream(frames=drives.truth(poses[:, keep]).rgb, latents=latents, made=1, seconds=1.0)
+        return rooms.Dream(frames=drives.pictures(poses[:, keep]), latents=latents, made=1, seconds=1.0)
 
     monkeypatch.setattr(rooms, "dream", oracle)
     report = evaluate(model, scenes=3, frames=16, returns=(16, 32))
@@ -97,7 +97,7 @@ def test_a_camera_beside_its_path_is_found() -> None:
     drives = held_out(config, 3, 0, 8, CPU, "diff_drive")
     poses = drives.poses[:, 8:]
     offset = torch.tensor([0.0, math.radians(1.0), 0.0, 0.0, 0.0, 0.04], dtype=torch.float64).expand(3, 1, 6)
-    beside, truth = (drives.truth(where).rgb for where in (poses @ as_matrix(offset), poses))
+    beside, truth = (drives.pictures(where) for where in (poses @ as_matrix(offset), poses))
     found = rooms.pose_offsets(drives, beside, truth, torch.ones(3, 1, 64, 80, dtype=torch.bool), poses)
     degrees, metres = magnitude(found - offset)
     assert degrees.median() < 0.35

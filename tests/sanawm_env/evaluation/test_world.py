@@ -92,7 +92,7 @@ def test_a_perfect_world_is_found_perfect(model: WorldModel, monkeypatch: Any, t
                 model.config, "hard", [0], 0, poses.shape[1] - 1, model.device, world.Caps()
             ).rooms
             assert rooms is not None
-            return Dream(frames=rooms.truth(poses[:, numbers]).rgb, latents=torch.zeros(1), made=16, seconds=1.0)
+            return Dream(frames=rooms.pictures(poses[:, numbers]), latents=torch.zeros(1), made=16, seconds=1.0)
 
         return dreamt
 
