@@ -30,7 +30,7 @@ _stopwatch = _Stopwatch()
 
 
 def compiling_seconds() -> float:
-    """Seconds that this process has spent in compilations of what this module compiled."""
+    """Seconds that this process has spent compiling since this module compiled something first."""
     return _stopwatch.total
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from sanawm_env.datasets.reader import EpisodeStore
 from sanawm_env.datasets.verify import verify
 from sanawm_env.generation import Filters, Generate
-from sanawm_env.generation.record import STORE, Line, lines
+from sanawm_env.generation.record import RECORD, STORE, Line, lines
 
 NO_LIMITS = Filters(contrast=None, sharpness=None, drift=None)
 
@@ -25,6 +25,12 @@ def record(out: Path) -> dict[int, Line]:
     told = list(lines(out))
     assert len({line["episode"] for line in told}) == len(told)
     return {line["episode"]: line for line in told}
+
+
+def finished(out: Path) -> int:
+    """Lines of all records of a job, which may be running."""
+    # Not below the stores, where folders come and go.
+    return sum(path.read_bytes().count(b"\n") for where in ("", "parts/*/") for path in out.glob(where + RECORD))
 
 
 def stored(out: Path) -> dict[int, dict[str, np.ndarray]]:

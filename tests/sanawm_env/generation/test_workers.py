@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.sanawm_env.generation.jobs import assert_same_episodes, job, record, stored
+from tests.sanawm_env.generation.jobs import assert_same_episodes, finished, job, record, stored
 
 from sanawm_env.errors import MissingExtraError, StorageError, WorkerError
 from sanawm_env.generation import generate, local
-from sanawm_env.generation.record import RECORD
 from sanawm_env.world import WorldModel
 
 RAY = importlib.util.find_spec("ray") is not None
@@ -33,11 +32,7 @@ if __name__ == "__main__":
 def wait_for(folder: Path, lines: int, seconds: float = 120.0) -> None:
     """Returns when the records below a folder have so many lines."""
     end = time.monotonic() + seconds
-    # Not below the stores, where folders come and go.
-    while (
-        sum(path.read_bytes().count(b"\n") for where in ("", "parts/*/") for path in folder.glob(where + RECORD))
-        < lines
-    ):
+    while finished(folder) < lines:
         assert time.monotonic() < end, "no episode was finished"
         time.sleep(0.02)
 
@@ -54,7 +49,7 @@ def test_kill_and_go_on(tiny_bundle: Path, tiny_model: WorldModel, tmp_path: Pat
         with subprocess.Popen(told, env=os.environ | {"PYTHONPATH": root}, stderr=subprocess.DEVNULL) as running:
             wait_for(out, lost + 1)
             running.send_signal(signal.SIGKILL)
-        before = sum(path.read_bytes().count(b"\n") for path in out.rglob(RECORD))
+        before = finished(out)
         again = job(out, bundle=str(tiny_bundle), episodes=24, durable=False)
         for _ in range(50):
             try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.sanawm_env.generation.jobs import assert_same_episodes, job, record, stored
+from tests.sanawm_env.generation.jobs import assert_same_episodes, finished, job, record, stored
 from tests.sanawm_env.generation.test_workers import wait_for
 
 from sanawm_env.datasets.reader import EpisodeStore
@@ -150,15 +150,11 @@ def test_writers_end_with_their_parent(how: signal.Signals, tiny_bundle: Path, t
     with subprocess.Popen(told, env=path, stderr=subprocess.DEVNULL, start_new_session=True) as running:
         wait_for(out, 4)
         running.send_signal(how)
-    before = len(record_lines(out))
+    before = finished(out)
     assert before < 400
     rest = generate(job(out, bundle=str(tiny_bundle), episodes=before + 5, durable=False))
     assert rest["stored"] == rest["episodes"] >= before + 5 - 6
     assert set(range(before + 5)) <= stored(out).keys() and not (out / "parts").exists()
-
-
-def record_lines(out: Path) -> list[bytes]:
-    return [line for path in out.rglob("episodes.jsonl") for line in path.read_bytes().splitlines()]
 
 
 def test_what_cannot_be_sent_is_told_in_words() -> None:
