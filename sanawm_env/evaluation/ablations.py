@@ -21,7 +21,7 @@ from sanawm_env.bare import run_bare
 from sanawm_env.benchmarks.machine import machine
 from sanawm_env.bundle import fingerprint, folder_of, load
 from sanawm_env.errors import BackendError, BundleError, ConfigError, nearest
-from sanawm_env.evaluation.form_scores import MEASURES, Drives, Judging, judge
+from sanawm_env.evaluation.form_scores import MEASURES, Drive, Judging, drives_of, judge
 from sanawm_env.evaluation.judged_lines import JudgedLines
 from sanawm_env.evaluation.world_figures import mean_of
 from sanawm_env.model.config import Schedule
@@ -75,7 +75,7 @@ def run(config: EvalAblations) -> Results:
     results = _opened(config)
     done = {line["row"] for line in results.lines}
     todo = [name for name in config.rows or ROWS if name not in done]
-    drives: Drives | None = None
+    drives: list[Drive] | None = None  # of the first row that opens, for all
     with tqdm(todo, desc="ablations", unit="row", disable=None) as bar:
         for name in bar:
             try:
@@ -85,7 +85,7 @@ def run(config: EvalAblations) -> Results:
                 continue
             began = time.monotonic()
             told = {"row": name, "world": model.fingerprint, "execution": model.execution}
-            drives = drives or Drives(model, config.judging)
+            drives = drives_of(model, config.judging) if drives is None else drives
             clips = judge(model, config.judging, drives)
             spent = {"seconds": round(time.monotonic() - began, 1), **machine(model.device)}
             results.lines.append({**told, **spent, "clips": clips})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,34 +59,41 @@ class Judging:
             )
 
 
-class Drives:
-    """The held-out rooms that worlds of one size, rate and device are judged on, and what is seen there in truth, which
-    is rendered once however many of them there are.
+class Drive(NamedTuple):
+    """A group of rooms, what is seen on the way through them, and which of its pixels [B, T, H, W] the first picture
+    shows.
     """
 
-    def __init__(self, model: WorldModel, asked: Judging) -> None:
-        self.size = GROUPS[model.device.type]
-        self.rooms = held_out(model.config, asked.scenes, asked.seed, asked.frames, model.device)
-        self._truths: list[tuple[HeldOut, Render, Tensor]] = []
-
-    def __iter__(self) -> Iterator[tuple[HeldOut, Render, Tensor]]:
-        """Groups of rooms, their truth, and which of its pixels [B, T, H, W] the first picture shows."""
-        if not self._truths:
-            self._truths = [(group, *_seen(group)) for group in self.rooms.groups(self.size)]
-        return iter(self._truths)
+    rooms: HeldOut
+    truth: Render
+    seen: Tensor
 
 
-def judge(model: WorldModel, asked: Judging, drives: Drives | None = None) -> list[Line]:
-    """Scores of each room, {"clip": number, "scores": by the names of `MEASURES`}; None, or no score, where there is
-    nothing to measure. drives: those of another world of the same size, rate and device. ConfigError: drives are no
-    whole chunks."""
-    config, device = model.config, model.device
-    chunk = config.frames_per_chunk
+def drives_of(model: WorldModel, asked: Judging) -> list[Drive]:
+    """The drives that worlds of the size, rate and device of this one are judged on. ConfigError: they are no whole
+    chunks.
+    """
+    chunk = model.config.frames_per_chunk
     if asked.frames % chunk or asked.back % chunk:
         raise ConfigError(f"frames is {asked.frames}, back {asked.back}; allowed are whole chunks of {chunk} frames.")
+    drives = []
+    everything = held_out(model.config, asked.scenes, asked.seed, asked.frames, model.device)
+    for rooms in everything.groups(GROUPS[model.device.type]):
+        truth = rooms.truth(rooms.poses)
+        poses = rooms.poses.to(truth.depth.device)
+        seen = visible(truth.depth, poses, truth.depth[:, 0], poses[:, 0], rooms.intrinsics())
+        drives.append(Drive(rooms, truth, seen))
+    return drives
+
+
+def judge(model: WorldModel, asked: Judging, drives: list[Drive] | None = None) -> list[Line]:
+    """Scores of each room, {"clip": number, "scores": by the names of `MEASURES`}; None, or no score, where there is
+    nothing to measure. drives: of `drives_of` another world of the same size, rate and device. ConfigError: drives are
+    no whole chunks."""
+    config, device = model.config, model.device
     lines: list[Line] = []
-    for group, truth, seen in drives or Drives(model, asked):
-        scored = _driven(model, group, asked, truth, seen)
+    for drive in drives_of(model, asked) if drives is None else drives:
+        scored = _driven(model, drive, asked)
         lines += [{"clip": len(lines) + row, "scores": scores} for row, scores in enumerate(scored)]
     few = min(asked.scenes, asked.back_scenes)
     if few and asked.back:
@@ -102,8 +109,9 @@ def judge(model: WorldModel, asked: Judging, drives: Drives | None = None) -> li
 
 
 @torch.no_grad()
-def _driven(model: WorldModel, group: HeldOut, asked: Judging, told: Render, seen: Tensor) -> list[Line]:
+def _driven(model: WorldModel, drive: Drive, asked: Judging) -> list[Line]:
     """Scores of a group along its drives."""
+    group, told, seen = drive
     frames, horizons = group.poses.shape[1] - 1, [k for k in HORIZONS if k < group.poses.shape[1]]
     made = dream(model, told.rgb[:, 0], group.seeds, group.poses, range(frames + 1), lambda done: None)
     shown = made.frames.to(told.rgb.device)
@@ -126,12 +134,6 @@ def _driven(model: WorldModel, group: HeldOut, asked: Judging, told: Render, see
         found |= pixel_scores(clip) | camera_scores(estimate, group.poses[row])
         scores.append({name.key: _plain(found[name.key]) for name in MEASURES if name.key in found})
     return scores
-
-
-def _seen(group: HeldOut) -> tuple[Render, Tensor]:
-    told = group.truth(group.poses)
-    poses = group.poses.to(told.depth.device)
-    return told, visible(told.depth, poses, told.depth[:, 0], poses[:, 0], group.intrinsics())
 
 
 def _clips(group: HeldOut, pictures: Tensor) -> Clips:

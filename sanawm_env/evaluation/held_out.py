@@ -49,7 +49,7 @@ class HeldOut:
         return self._rendered(poses, halved, geometry=True)
 
     def pictures(self, poses: Tensor, halved: int = 1) -> Tensor:
-        """The pictures of `truth` alone, uint8 [B, T, H, W, 3]: a fifth faster."""
+        """The pictures of `truth` alone, uint8 [B, T, H, W, 3], without rays for depth and instances."""
         return self._rendered(poses, halved, geometry=False).rgb
 
     def _rendered(self, poses: Tensor, halved: int, *, geometry: bool) -> Render:
