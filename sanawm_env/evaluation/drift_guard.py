@@ -27,7 +27,7 @@ from sanawm_env.evaluation.metrics import psnr
 from sanawm_env.evaluation.pose_error import magnitude
 from sanawm_env.evaluation.rollout import Progress
 from sanawm_env.evaluation.rooms import BUDGETS, pose_offsets
-from sanawm_env.evaluation.visibility import ENOUGH_SEEN, visible
+from sanawm_env.evaluation.visibility import enough_seen, visible
 from sanawm_env.generation.filters import measure
 from sanawm_env.placement import Precision
 from sanawm_env.rollout import rollout
@@ -160,7 +160,7 @@ def _judged(model: WorldModel, group: HeldOut, searched: bool, progress: Progres
     if searched:
         offsets = pose_offsets(group, shown, target, seen, poses[:, 1:])
         values |= {name: x.cpu().numpy() for name, x in zip(("degrees", "metres"), magnitude(offsets))}
-    enough = (seen.float().mean((-2, -1)) >= ENOUGH_SEEN).cpu().numpy()
+    enough = enough_seen(seen).cpu().numpy()
     scene = np.repeat(np.array(group.seeds)[:, None], len(ends) - 1, axis=1)
     return {name: x[enough] for name, x in ({"scene": scene, "signals": told} | values).items()}
 

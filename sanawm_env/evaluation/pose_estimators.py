@@ -16,7 +16,7 @@ from torch import Tensor
 from sanawm_env.errors import ConfigError, nearest
 from sanawm_env.evaluation.pose_error import as_matrix
 from sanawm_env.evaluation.rooms import pose_offsets
-from sanawm_env.evaluation.visibility import ENOUGH_SEEN
+from sanawm_env.evaluation.visibility import enough_seen
 from sanawm_env.evaluation.world_clips import Clips
 
 
@@ -55,7 +55,7 @@ def by_rendering(
     asked = clips.poses[:, later]
     offsets = pose_offsets(clips.rooms, frames[:, later], truth[:, later], seen[:, later], asked)
     found = (asked.to(offsets.device) @ as_matrix(offsets)).cpu().numpy()
-    enough = (seen[:, later].float().mean((-2, -1)) >= ENOUGH_SEEN).cpu().numpy()
+    enough = enough_seen(seen[:, later]).cpu().numpy()
     return [
         Estimate(
             frames=np.array([0, *np.array(later)[keep]]),

@@ -21,7 +21,7 @@ from sanawm_env.evaluation.pose_error import magnitude, refine
 from sanawm_env.evaluation.rollout import Dream, Progress, dream, reconstruction
 from sanawm_env.evaluation.sheet import contact_sheet, save_sheet
 from sanawm_env.evaluation.streaming import streaming_error
-from sanawm_env.evaluation.visibility import visible
+from sanawm_env.evaluation.visibility import enough_seen, visible
 from sanawm_env.world import WorldModel
 
 HORIZONS = (1, 8, 16, 32, 64)
@@ -49,7 +49,7 @@ class Budget:
 # On a CPU a larger batch is no faster, and a rendered frame costs about as much as a dreamt one.
 BUDGETS = {
     "cpu": Budget(group=4, stray=8, ceiling=4, pose=2, returns=4),
-    "cuda": Budget(group=32, stray=10**6, ceiling=64, pose=16, returns=8),
+    "cuda": Budget(group=32, stray=10**6, ceiling=64, pose=64, returns=8),
 }
 # Values of every scene by the name of their measure: [B, horizons].
 Table = dict[str, list[Tensor]]
@@ -71,7 +71,8 @@ def evaluate(
     mean over scenes: PSNR in dB (of each scene, then the mean) on the pixels visible from frame 0 (`psnr_visible`,
     and so `autoencoder`, the ceiling of any dream; `copy_first`; `wrong_camera`, the dream along another scene's
     path) and on all (`psnr_all`, `there_and_back_db`), `ssim_all`, `visible_share`; and `pose_error_degrees`,
-    `pose_error_metres` on the first few scenes.
+    `pose_error_metres` on the first few scenes, of the frames that frame 0 has seen enough of (visibility.py), as many
+    as `pose_error_frames` says.
 
     scenes: at least 2. device: of the ray-caster, the model's if None. frames: length of the drives, rounded up to
     whole chunks. returns: frames after which the camera is back at its first pose, multiples of the first of them.
@@ -193,7 +194,8 @@ def _judge_poses(model: WorldModel, group: HeldOut, judged: Judged, horizons: li
         dreamt = judged.own.frames[: len(few), 1:][:, columns].to(seen.device)
         poses = few.poses[:, [horizons[column] for column in columns]]
         truth = judged.truth[: len(few), 1:][:, columns]
-        table["pose"].append(pose_offsets(few, dreamt, truth, seen, poses))
+        offsets = pose_offsets(few, dreamt, truth, seen, poses)
+        table["pose"].append(offsets.where(enough_seen(seen)[..., None], math.nan))
 
 
 def _rest(group: HeldOut, limit: int, measured: list[Tensor]) -> HeldOut:
@@ -230,7 +232,7 @@ def _pose_errors(offsets: list[Tensor], horizons: list[int]) -> dict[str, Any]:
     return {
         "pose_error_degrees": _by_horizon(degrees, horizons),
         "pose_error_metres": _by_horizon(metres, horizons),
-        "pose_error_scenes": len(degrees),
+        "pose_error_frames": {str(k): int(count) for k, count in zip(horizons, degrees.isfinite().sum(0))},
     }
 
 

@@ -15,6 +15,11 @@ NEAREST = 1e-3
 ENOUGH_SEEN = 0.3
 
 
+def enough_seen(seen: Tensor) -> Tensor:
+    """Frames that tell where they were taken, bool [B, T], of the pixels `seen` [B, T, H, W] in the first picture."""
+    return seen.float().mean((-2, -1)) >= ENOUGH_SEEN
+
+
 def unproject(depth: Tensor, intrinsics: Tensor) -> Tensor:
     """Point of every pixel in camera axes, float64 [B, T, H, W, 3], from z-depth [B, T, H, W] in metres.
 

@@ -55,13 +55,13 @@ def pose_offsets(
     from sanawm_env.evaluation import rooms
     from sanawm_env.evaluation.held_out import HeldOut
     from sanawm_env.evaluation.pose_error import magnitude
-    from sanawm_env.evaluation.visibility import ENOUGH_SEEN, visible
+    from sanawm_env.evaluation.visibility import enough_seen, visible
 
     asked = torch.from_numpy(np.concatenate([start_pose[None], poses]))[None]
     scene = HeldOut(seeds=(room,), poses=asked, config=config, device=torch.device("cpu"))
     truth = scene.truth(asked)
     seen = visible(truth.depth[:, 1:], asked[:, 1:], truth.depth[:, 0], asked[:, 0], scene.intrinsics())
-    enough = seen.float().mean((0, 2, 3)) >= ENOUGH_SEEN
+    enough = enough_seen(seen)[0]
     if not enough.any():
         return None
     shown = torch.from_numpy(frames)[None, enough]

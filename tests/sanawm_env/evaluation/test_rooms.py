@@ -89,6 +89,24 @@ def test_a_perfect_world_is_found_perfect(model: WorldModel, monkeypatch: pytest
     assert report["wrong_camera"]["16"] < 40
     assert report["pose_error_degrees"]["8"] < 0.01
     assert report["pose_error_metres"]["8"] < 0.001
+    assert report["pose_error_frames"] == {"8": 2}
+
+
+def test_frames_that_show_little_of_the_first_picture_have_no_pose(
+    model: WorldModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def little(depth: torch.Tensor, *_: Any) -> torch.Tensor:
+        seen = torch.ones_like(depth, dtype=torch.bool)
+        seen[1, ..., 9:, :] = False  # 9 of 32 rows: less than 0.3
+        return seen
+
+    monkeypatch.setattr(rooms, "visible", little)
+    report = evaluate(model, scenes=3, frames=8, returns=())
+    assert report["pose_error_frames"] == {"8": 1}
+    assert report["pose_error_degrees"]["8"] >= 0
+    monkeypatch.setattr(rooms, "visible", lambda depth, *_: torch.zeros_like(depth, dtype=torch.bool))
+    report = evaluate(model, scenes=3, frames=8, returns=())
+    assert report["pose_error_degrees"] == report["pose_error_metres"] == {"8": None}
 
 
 def test_a_camera_beside_its_path_is_found() -> None:
