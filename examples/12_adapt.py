@@ -1,7 +1,7 @@
 """Adapt Rooms to a style of room that it has never seen: rooms at night, by low-rank adapters, without forgetting day.
 
-Minutes on a GPU with the defaults. The same from the command line, resumable: `sanawm record rooms style=night ...`,
-then `sanawm train adapt data=... replay=...` (examples/adapt.md).
+A quarter of an hour on an H200 with the defaults. The same from the command line, resumable:
+`sanawm record rooms style=night ...`, then `sanawm train adapt data=... replay=...` (examples/adapt.md).
 """
 
 import argparse

@@ -48,7 +48,7 @@ class Budget:
 
 # On a CPU a larger batch is no faster, and a rendered frame costs about as much as a dreamt one.
 BUDGETS = {
-    "cpu": Budget(group=4, stray=8, ceiling=4, pose=2, returns=4),
+    "cpu": Budget(group=4, stray=8, ceiling=4, pose=8, returns=4),
     "cuda": Budget(group=32, stray=10**6, ceiling=64, pose=64, returns=8),
 }
 # Values of every scene by the name of their measure: [B, horizons].
