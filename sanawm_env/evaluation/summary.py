@@ -15,6 +15,7 @@ ROWS = (
     ("visible_share", "visible share", 2),
     ("pose_error_degrees", "pose error (degrees)", 2),
     ("pose_error_metres", "pose error (metres)", 3),
+    ("pose_error_frames", "  frames that tell it", 0),
 )
 WIDTH = 30
 

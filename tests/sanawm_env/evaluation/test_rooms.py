@@ -56,6 +56,7 @@ def test_values_are_possible(outcome: tuple[dict[str, Any], Path]) -> None:
     assert report["copy_first"]["1"] > report["copy_first"]["16"]
     assert report["streaming_error"] < 1e-5
     assert "frames ahead" in summary(report)
+    assert "  frames that tell it                -       3       -" in summary(report)
 
 
 def test_contact_sheet_shows_the_scenes(outcome: tuple[dict[str, Any], Path]) -> None:
