@@ -41,8 +41,8 @@ room. What was not measured says so.
 {stages}
 
 GPU minutes: minutes, with those of compiling, times GPUs, over all runs of a stage.
-`sanawm train recipe` runs such stages one after another, from nothing to bundles like those that ship, and goes on where
-it was stopped; `minutes=` makes them shorter or longer.
+`sanawm train recipe` runs such stages one after another, from nothing to bundles like those that ship, and goes on
+where it was stopped; `minutes=` makes them shorter or longer.
 
 ## Variants
 
