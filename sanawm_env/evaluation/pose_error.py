@@ -68,6 +68,23 @@ def refine(frames: Tensor, poses: Tensor, renderer: Renderer, mask: Tensor) -> T
     return offset
 
 
+def uncertainty(poses: Tensor, renderer: Renderer, mask: Tensor) -> Tensor:
+    """One standard deviation of the rotation that `refine` finds, degrees [B, T], at best: the Cramer-Rao bound where
+    frames differ from the truth by ROBUST_SCALE grey levels, alike in all colours and over a patch as wide as the blur.
+
+    It is a matter of what there is to be seen and not of a frame: before a blank wall a turn and a step aside look the
+    same, and the search ends anywhere. Arguments as of `refine`.
+    """
+    level = LEVELS[-1]
+    still = torch.zeros(*poses.shape[:2], 6, dtype=torch.float64, device=poses.device)
+    slope = _slope(still, poses, renderer, mask.new_zeros((), dtype=torch.float32), level) / level.sizes.to(still)
+    weighted = slope * mask.flatten(2).repeat_interleave(3, dim=-1)[..., None]
+    noise = ROBUST_SCALE**2 * 3 * 4 * math.pi * level.blur**2
+    floor = 1e-6 * torch.eye(6, dtype=torch.float64, device=poses.device)
+    variance = torch.linalg.inv(weighted.transpose(-1, -2) @ slope / noise + floor).diagonal(dim1=-2, dim2=-1)
+    return torch.rad2deg(variance[..., :3].sum(-1).sqrt())
+
+
 def magnitude(offset: Tensor) -> tuple[Tensor, Tensor]:
     """Rotation in degrees and translation in metres of offsets [..., 6]."""
     return torch.rad2deg(offset[..., :3].norm(dim=-1)), offset[..., 3:].norm(dim=-1)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sanawm_env.errors import ConfigError
 from sanawm_env.evaluation.held_out import HeldOut, held_out
 from sanawm_env.evaluation.metrics import mean_where_finite, psnr, ssim
-from sanawm_env.evaluation.pose_error import magnitude, refine
+from sanawm_env.evaluation.pose_error import Renderer, magnitude, refine, uncertainty
 from sanawm_env.evaluation.rollout import Dream, Progress, dream, reconstruction
 from sanawm_env.evaluation.sheet import contact_sheet, save_sheet
 from sanawm_env.evaluation.streaming import streaming_error
@@ -27,6 +27,7 @@ from sanawm_env.world import WorldModel
 HORIZONS = (1, 8, 16, 32, 64)
 RETURNS = (128, 256)
 POSE_HORIZONS = (8, 32, 64)
+UNSURE = 1.0  # degrees by which the pose of a frame may be uncertain that is asked for it
 SHEET_SCENES = 4
 
 
@@ -71,8 +72,8 @@ def evaluate(
     mean over scenes: PSNR in dB (of each scene, then the mean) on the pixels visible from frame 0 (`psnr_visible`,
     and so `autoencoder`, the ceiling of any dream; `copy_first`; `wrong_camera`, the dream along another scene's
     path) and on all (`psnr_all`, `there_and_back_db`), `ssim_all`, `visible_share`; and `pose_error_degrees`,
-    `pose_error_metres` on the first few scenes, of the frames that frame 0 has seen enough of (visibility.py), as many
-    as `pose_error_frames` says.
+    `pose_error_metres` on the first few scenes, of the frames that tell their pose (`telling`), as many as
+    `pose_error_frames` says.
 
     scenes: at least 2. device: of the ray-caster, the model's if None. frames: length of the drives, rounded up to
     whole chunks. returns: frames after which the camera is back at its first pose, multiples of the first of them.
@@ -195,7 +196,7 @@ def _judge_poses(model: WorldModel, group: HeldOut, judged: Judged, horizons: li
         poses = few.poses[:, [horizons[column] for column in columns]]
         truth = judged.truth[: len(few), 1:][:, columns]
         offsets = pose_offsets(few, dreamt, truth, seen, poses)
-        table["pose"].append(offsets.where(enough_seen(seen)[..., None], math.nan))
+        table["pose"].append(offsets.where(telling(few, seen, poses)[..., None], math.nan))
 
 
 def _rest(group: HeldOut, limit: int, measured: list[Tensor]) -> HeldOut:
@@ -208,15 +209,26 @@ def pose_offsets(few: HeldOut, dreamt: Tensor, truth: Tensor, seen: Tensor, pose
 
     dreamt, truth: uint8 [B, T, H, W, 3], truth at the poses. seen: bool [B, T, H, W], the pixels to compare.
     """
-
-    def renderer(where: Tensor) -> Tensor:
-        return few.pictures(where, halved=2).float()
-
-    poses = poses.to(truth.device)
+    poses, renderer = poses.to(truth.device), _renderer(few)
     # Textures are filtered by the size of a pixel: what that changes at the right pose must not count as an offset.
     halved = _halved(dreamt.float()) - _halved(truth.float()) + renderer(poses)
-    mask = _halved(seen[..., None].float())[..., 0] == 1
-    return refine(halved, poses, renderer, mask)
+    return refine(halved, poses, renderer, _compared(seen))
+
+
+def telling(few: HeldOut, seen: Tensor, poses: Tensor) -> Tensor:
+    """Frames bool [B, T] that tell the poses they were taken from, whatever a model makes of them: the first picture
+    has shown enough of what they show, and that has structure enough. Arguments as of `pose_offsets`.
+    """
+    return enough_seen(seen) & (uncertainty(poses.to(seen.device), _renderer(few), _compared(seen)) < UNSURE)
+
+
+def _renderer(few: HeldOut) -> Renderer:
+    return lambda poses: few.pictures(poses, halved=2).float()
+
+
+def _compared(seen: Tensor) -> Tensor:
+    """The pixels [B, T, h, w] of pictures of half the size that were seen as a whole."""
+    return _halved(seen[..., None].float())[..., 0] == 1
 
 
 def _halved(pictures: Tensor) -> Tensor:

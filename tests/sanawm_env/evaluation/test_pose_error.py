@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sanawm_env.evaluation.pose_error import as_matrix, magnitude, refine
+from sanawm_env.evaluation.pose_error import as_matrix, magnitude, refine, uncertainty
 from sanawm_env.evaluation.visibility import unproject
 
 SIZE = (32, 40)
@@ -80,6 +80,30 @@ def test_an_invented_part_does_not_move_the_pose() -> None:
 def test_a_frame_without_pixels_stays() -> None:
     poses = camera(1, 1)
     assert refine(render(poses) * 0, poses, render, ~everything(1, 1)).abs().max() == 0
+
+
+def test_what_a_picture_can_tell_of_its_pose() -> None:
+    poses, half = camera(1, 1), everything(1, 1)
+    half[..., :20] = False
+    plain = float(uncertainty(poses, render, everything(1, 1)))
+    assert 0.1 < plain < 2, "walls with a pattern"
+    assert float(uncertainty(poses, lambda where: 2 * render(where), everything(1, 1))) == pytest.approx(plain / 2)
+    assert float(uncertainty(poses, render, half)) > 1.2 * plain
+    assert float(uncertainty(poses, render, ~everything(1, 1))) > 1000
+    blank = torch.full((1, 1, *SIZE, 3), 128.0)
+    assert float(uncertainty(poses, lambda where: blank, everything(1, 1))) > 1000
+
+
+def test_the_search_scatters_as_the_uncertainty_says() -> None:
+    """Noise of each pixel and colour, faint beside the scale of the search, moves it as far as the bound says."""
+    poses, sigma = camera(1, 1).expand(24, -1, -1, -1), 3.0
+    torch.manual_seed(0)
+    noise = sigma * torch.randn(24, 1, *SIZE, 3)
+    found = refine(render(poses) + noise, poses, render, everything(24, 1))
+    spread = torch.rad2deg(found[..., :3].square().sum(-1).mean().sqrt())
+    # The bound is for errors of 12 grey levels that are alike over a patch of the blur (8 pixels) in three colours.
+    bound = float(uncertainty(poses[:1], render, everything(1, 1))) * sigma / 12 / math.sqrt(3 * 8.04)
+    assert float(spread) == pytest.approx(bound, rel=0.3)
 
 
 def test_motions_are_rigid_and_right_handed() -> None:

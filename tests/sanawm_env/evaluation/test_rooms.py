@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from sanawm_env import bundle
+from sanawm_env.config import from_mapping
 from sanawm_env.errors import ConfigError
 from sanawm_env.evaluation import __main__ as bare
 from sanawm_env.evaluation import evaluate, rooms
@@ -19,11 +21,12 @@ from sanawm_env.evaluation.held_out import FIRST_SEED, SEEDS_EACH, held_out, shr
 from sanawm_env.evaluation.pose_error import as_matrix, magnitude
 from sanawm_env.evaluation.summary import summary
 from sanawm_env.evaluation.visibility import unproject
-from sanawm_env.model.config import tiny_config
+from sanawm_env.model.config import WorldConfig, tiny_config
 from sanawm_env.world import WorldModel
 
 MAPS = ("psnr_visible", "psnr_all", "ssim_all", "copy_first", "wrong_camera", "autoencoder", "visible_share")
 CPU = torch.device("cpu")
+ANY = 180.0  # degrees: pictures as small as these tell little
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,9 @@ def model() -> WorldModel:
 @pytest.fixture(scope="module")
 def outcome(model: WorldModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     sheet = tmp_path_factory.mktemp("sheet") / "sheet.png"
-    return evaluate(model, scenes=3, frames=16, returns=(16, 32), sheet=sheet), sheet
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rooms, "UNSURE", ANY)
+        return evaluate(model, scenes=3, frames=16, returns=(16, 32), sheet=sheet), sheet
 
 
 def test_report_has_the_promised_keys(outcome: tuple[dict[str, Any], Path], model: WorldModel) -> None:
@@ -84,6 +89,7 @@ def test_a_perfect_world_is_found_perfect(model: WorldModel, monkeypatch: pytest
         return rooms.Dream(frames=drives.pictures(poses[:, keep]), latents=latents, made=1, seconds=1.0)
 
     monkeypatch.setattr(rooms, "dream", oracle)
+    monkeypatch.setattr(rooms, "UNSURE", ANY)
     report = evaluate(model, scenes=3, frames=16, returns=(16, 32))
     assert all(value > 90 for value in report["psnr_visible"].values())
     assert all(value > 90 for value in report["there_and_back_db"].values())
@@ -102,6 +108,7 @@ def test_frames_that_show_little_of_the_first_picture_have_no_pose(
         return seen
 
     monkeypatch.setattr(rooms, "visible", little)
+    monkeypatch.setattr(rooms, "UNSURE", ANY)
     report = evaluate(model, scenes=3, frames=8, returns=())
     assert report["pose_error_frames"] == {"8": 2}
     assert report["pose_error_degrees"]["8"] >= 0
@@ -121,6 +128,17 @@ def test_a_camera_beside_its_path_is_found() -> None:
     degrees, metres = magnitude(found - offset)
     assert degrees.median() < 0.35
     assert metres.median() < 0.02
+
+
+def test_a_nearly_blank_wall_tells_no_pose() -> None:
+    """Two held-out frames, seen as a whole: a furnished room, and a wall with the rim of a red disc."""
+    config = from_mapping(WorldConfig, bundle.description("rooms")["config"])
+    drives = held_out(config, 13, 0, 64, CPU)
+    seen = torch.ones(1, 1, config.height, config.width, dtype=torch.bool)
+    room, wall = (drives.part(scene, scene + 1) for scene in (12, 3))
+    assert rooms.telling(room, seen, room.poses[:, 64:]).all()
+    assert not rooms.telling(wall, seen, wall.poses[:, 64:]).any()
+    assert not rooms.telling(room, torch.zeros_like(seen), room.poses[:, 64:]).any()
 
 
 def test_held_out_scenes_are_beyond_those_of_training() -> None:
