@@ -77,7 +77,8 @@ def uncertainty(poses: Tensor, renderer: Renderer, mask: Tensor) -> Tensor:
     """
     level = LEVELS[-1]
     still = torch.zeros(*poses.shape[:2], 6, dtype=torch.float64, device=poses.device)
-    slope = _slope(still, poses, renderer, mask.new_zeros((), dtype=torch.float32), level) / level.sizes.to(still)
+    nothing = mask.new_zeros((), dtype=torch.float32)  # slopes do not depend on what is searched for
+    slope = _slope(still, poses, renderer, nothing, level) / level.sizes.to(still)
     weighted = slope * mask.flatten(2).repeat_interleave(3, dim=-1)[..., None]
     noise = ROBUST_SCALE**2 * 3 * 4 * math.pi * level.blur**2
     floor = 1e-6 * torch.eye(6, dtype=torch.float64, device=poses.device)

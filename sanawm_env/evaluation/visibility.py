@@ -16,7 +16,7 @@ ENOUGH_SEEN = 0.3
 
 
 def enough_seen(seen: Tensor) -> Tensor:
-    """Frames that tell where they were taken, bool [B, T], of the pixels `seen` [B, T, H, W] in the first picture."""
+    """Frames bool [B, T] of which the first picture has shown enough, by the pixels `seen` [B, T, H, W] in it."""
     return seen.float().mean((-2, -1)) >= ENOUGH_SEEN
 
 
